@@ -1,0 +1,1 @@
+"""minicnet: ControlNet from scratch, small enough to read in one evening. Start with diffusion.py."""

@@ -1,0 +1,106 @@
+"""Files that are never half written, and checkpoints that are safe to open and know which base they belong to."""
+
+import hashlib
+import io
+import json
+import os
+import pickle
+from pathlib import Path
+
+import torch
+
+from minicnet.controlnet import ControlNet, freeze
+from minicnet.unet import UNet
+
+
+class CheckpointError(RuntimeError):
+    """A file cannot be written, or is not the checkpoint it should be. The message is one sentence for the user."""
+
+
+def write_atomically(path, data):
+    """Writes bytes to `path` so that there is always either the old file or the whole new one, even if power fails.
+
+    Raises CheckpointError if it cannot be written (disk full, no permission); then the old file is still there.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        kept = "the one written before is kept" if path.exists() else "nothing was written"
+        raise CheckpointError(f"cannot write {path}: {error.strerror}; {kept}, "
+                              "so free some space or choose another --out, then go on with --resume") from error
+
+
+def write_json(path, value):
+    """Writes a dict of plain values, readable. Raises CheckpointError as `write_atomically` does."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def save_checkpoint(path, checkpoint):
+    """Writes a dict of tensors and plain values. Raises CheckpointError as `write_atomically` does."""
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load_checkpoint(path, about):
+    """Reads what `save_checkpoint` wrote, on the CPU. about: the entries that it must have, "kind" among them.
+
+    Only tensors and plain values are read (weights_only), so a file from a stranger cannot run code. Raises
+    CheckpointError for a file that is missing, damaged, of another kind, or of a run with other settings.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no {path}: train first, or name another run folder") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} is damaged, or no checkpoint of minicnet: move it away and train") from error
+    if not isinstance(checkpoint, dict) or checkpoint.get("kind") != about["kind"]:
+        raise CheckpointError(f"{path} is not a {about['kind']} checkpoint of minicnet")
+    differing = [f"{name} {checkpoint.get(name)} instead of {value}" for name, value in about.items()
+                 if checkpoint.get(name) != value]
+    if differing:
+        raise CheckpointError(f"{path} was made with {', '.join(differing)}: "
+                              "go on with the settings of that run, or choose another --out")
+    return checkpoint
+
+
+def load_base(path):
+    """The frozen UNet of a base checkpoint, and the checkpoint. Raises CheckpointError."""
+    checkpoint = load_checkpoint(path, {"kind": "base"})
+    net = _with_weights(path, checkpoint, lambda: UNet(**checkpoint["model"]))
+    return freeze(net), checkpoint
+
+
+def load_control(path, unet):
+    """The frozen ControlNet of a control checkpoint made for this `unet`, and the checkpoint. Raises CheckpointError."""
+    checkpoint = load_checkpoint(path, {"kind": "control"})
+    if checkpoint.get("base") != fingerprint(unet):
+        raise CheckpointError(f"{path} was trained for another base than the one it is to control")
+    net = _with_weights(path, checkpoint, lambda: ControlNet(unet, checkpoint["condition_channels"]))
+    return freeze(net), checkpoint
+
+
+def _with_weights(path, checkpoint, make):
+    try:
+        net = make()
+        net.load_state_dict(checkpoint["weights"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not hold the weights of the network it describes") from error
+    return net
+
+
+def fingerprint(module):
+    """A short hash of a module's weights: two modules share it only if they are equal to the last bit."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

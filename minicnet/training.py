@@ -1,0 +1,167 @@
+"""One training loop for the base and for the control. All that differs between the two is the `eps_model` they are given.
+
+Data order and noise depend on seed and step alone, and a checkpoint holds all that a step depends on, so a run that is
+stopped and resumed takes the same steps as one that is not.
+"""
+
+import copy
+import math
+import signal
+import time
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from minicnet.checkpoints import load_checkpoint, save_checkpoint
+from minicnet.diffusion import diffusion_loss
+
+EMA_DECAY = 0.995  # the averaged weights, which draw cleaner images, remember about the last 200 steps
+WARM_UP = 100  # steps, or a tenth of a short training
+READ_EVERY = 10  # steps
+
+
+class TrainingError(RuntimeError):
+    """Training cannot start or go on. The message is one sentence for the user."""
+
+
+def pick_device(name):
+    """The torch.device called "cpu", "cuda" or "mps", or with "auto" the fastest there is. Raises TrainingError."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, present in available.items() if present)
+    if not available.get(name):
+        raise TrainingError(f"this machine has no device {name!r} that torch can use: try --device auto or --device cpu")
+    return torch.device(name)
+
+
+def autocast(device):
+    """bf16 autocast where the hardware multiplies bf16 faster than float32; a CPU without the instructions is slower."""
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        fast = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    else:
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+
+
+def learning_rate_at(step, steps, peak):
+    """Linear warm-up to `peak`, and half a cosine down to 0 after the last step."""
+    return peak * min(1, (step + 1) / min(WARM_UP, 1 + steps // 10)) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def draw_batch(step, seed, images, labels, *, batch_size, null_label, drop_labels, T):
+    """x_0, label, t, eps of one training step: a function of seed and step, on the device of the images.
+
+    A share `drop_labels` of the labels is replaced by the null label. The timesteps are uniform over 0 .. T-1, one
+    from each of batch_size equal intervals, which makes the loss less noisy than independent draws.
+    """
+    device = images.device
+    generator = torch.Generator(device).manual_seed(seed * 10_000_000 + step)
+    index = torch.randint(len(images), (batch_size,), generator=generator, device=device)
+    dropped = torch.rand(batch_size, generator=generator, device=device) < drop_labels
+    offset = torch.rand(1, generator=generator, device=device)
+    t = ((torch.arange(batch_size, device=device) + offset) / batch_size * T).long().clamp(max=T - 1)
+    x_0 = images[index]
+    eps = torch.randn(x_0.shape, generator=generator, device=device)
+    return x_0, torch.where(dropped, null_label, labels[index]), t, eps
+
+
+@contextmanager
+def deferred_interrupt():
+    """Within, the first Ctrl-C only fills the list that this yields, so that a step can end; the second stops at once."""
+    requests = []
+
+    def remember(number, frame):
+        if requests:
+            raise KeyboardInterrupt
+        requests.append(number)
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield requests
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def train(net, eps_model, schedule, images, labels, *, steps, batch_size, learning_rate, drop_labels, null_label, seed,
+          path, about, evaluate, evaluate_every, resume=False):
+    """Trains `net`, leaves its averaged (EMA) weights in it, and writes them to `path`. Returns (history, seconds).
+
+    eps_model(net, x_0, label): the `eps_model(x_t, t)` to train on a batch; x_0 is there to make a condition of.
+    images: (N, C, H, W) in [-1, 1] and labels: (N,), on the device to train on. evaluate(net): a dict of numbers, asked
+    of the averaged weights every `evaluate_every` steps; history is a list of {"step", "loss", and those numbers}.
+    about: plain values that say what run this is, "kind" among them. With `resume`, training goes on from `path`, if it
+    is there and about the same run, and is over at once if it was finished.
+
+    Raises TrainingError if the loss is no longer a finite number, CheckpointError if a file cannot be read or written,
+    and KeyboardInterrupt for Ctrl-C, after the step has ended and was saved.
+    """
+    about = {**about, "steps": steps, "batch_size": batch_size, "seed": seed}
+    average = copy.deepcopy(net).eval().requires_grad_(False)
+    optimizer = torch.optim.AdamW(net.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    step, seconds, losses, history = 0, 0.0, [], []
+    if resume and path.exists():
+        checkpoint = load_checkpoint(path, about)
+        step, history = checkpoint["step"], checkpoint["history"]
+        net.load_state_dict(checkpoint["weights"])
+        if step == steps:
+            return history, 0.0
+        average.load_state_dict(checkpoint["weights"])
+        training = checkpoint["training"]
+        net.load_state_dict(training["weights"])
+        optimizer.load_state_dict(training["optimizer"])
+        losses, seconds = training["losses"], training["seconds"]
+
+    def save():
+        checkpoint = {**about, "step": step, "history": history, "weights": average.state_dict()}
+        if step < steps:  # a finished net is its weights, and nothing that differs from one run to the next
+            checkpoint["training"] = {"weights": net.state_dict(), "optimizer": optimizer.state_dict(), "losses": losses,
+                                      "seconds": seconds + time.perf_counter() - start}
+        save_checkpoint(path, checkpoint)
+
+    start = time.perf_counter()
+    if step == 0:
+        history.append({"step": 0, **evaluate(average)})
+    net.train()
+    unread = []  # losses still on the device: reading one makes the processor wait for a GPU
+    bar = tqdm(total=steps, initial=step, desc=f"{about['kind']:8}", unit=" steps", dynamic_ncols=True)
+    with bar, deferred_interrupt() as interrupts:
+        while step < steps:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(step, steps, learning_rate)
+            x_0, label, t, eps = draw_batch(step, seed, images, labels, batch_size=batch_size, T=len(schedule),
+                                            drop_labels=drop_labels, null_label=null_label)
+            with autocast(images.device):
+                loss = diffusion_loss(eps_model(net, x_0, label), schedule, x_0, t, eps)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizer.step()
+            decay = min(EMA_DECAY, (1 + step) / (10 + step))  # short at first, when the weights are still random
+            torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
+            step += 1
+
+            unread.append(loss.detach())
+            evaluating = step % evaluate_every == 0 or step == steps
+            if step % READ_EVERY == 0 or evaluating or interrupts:
+                values, unread = torch.stack(unread).tolist(), []
+                for i, value in enumerate(values, start=step - len(values) + 1):
+                    if not math.isfinite(value):
+                        raise TrainingError(f"the loss became {value} at step {i}; {path} keeps the last good weights, "
+                                            "a lower learning rate or another --seed may help")
+                losses += values
+                bar.set_postfix_str(f"loss {value:.4f}, held-out {history[-1]['heldout_loss']:.4f}, "
+                                    f"{batch_size * (bar.format_dict['rate'] or 0):.0f} images/s", refresh=False)
+                bar.update(len(values))
+            if evaluating:
+                history.append({"step": step, "loss": sum(losses) / len(losses), **evaluate(average)})
+                losses = []
+            if evaluating or interrupts:
+                save()
+            if interrupts:
+                raise KeyboardInterrupt
+    net.load_state_dict(average.state_dict())
+    net.eval()
+    return history, seconds + time.perf_counter() - start

@@ -1,0 +1,227 @@
+"""The network that guesses the noise: a small UNet, class-conditional, built as an Encoder and a Decoder.
+
+It knows nothing of ControlNet but one optional argument: `control`, residuals to be added to what the encoder hands to
+the decoder. A ControlNet is a trained copy of the Encoder that makes such residuals (controlnet.py).
+
+All feature maps are (B, C, H, W). Every block is called as `block(x, emb)`, with emb (B, E) the embedding of timestep
+and label, whether it uses emb or not: so a list of blocks runs in one loop.
+
+UNet: Ronneberger et al. 2015, arXiv 1505.04597; for diffusion: Ho et al. 2020, arXiv 2006.11239.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def timestep_embedding(t, dim):
+    """Sines and cosines of t at dim/2 frequencies, from 1 down to 1/10000 in equal ratios. t: (B,) -> (B, dim)."""
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(dim // 2, device=t.device) / (dim // 2))
+    angles = t[:, None].float() * frequencies  # (B, dim/2)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class ResBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x))) + emb))): adds to x what two convolutions see. -> (B, C_out, H, W)"""
+
+    def __init__(self, in_channels, out_channels, emb_channels):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(8, in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.emb = nn.Linear(emb_channels, out_channels)
+        self.norm2 = nn.GroupNorm(8, out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x, emb):
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + self.emb(emb)[:, :, None, None]  # (B, C_out, 1, 1): the same for every pixel
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.shortcut(x) + h
+
+
+class SelfAttention(nn.Module):
+    """Every pixel looks at all the others and takes from them what it needs: x + proj(softmax(q k^T / sqrt(d)) v)."""
+
+    def __init__(self, channels, heads=4):
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(8, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x, emb=None):
+        B, C, H, W = x.shape
+        qkv = self.qkv(self.norm(x)).view(B, 3, self.heads, C // self.heads, H * W)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)  # each (B, heads, H*W, d), d = C / heads
+        attention = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)  # (B, heads, H*W, H*W)
+        out = (attention @ v).transpose(-1, -2).reshape(B, C, H, W)
+        return x + self.proj(out)
+
+
+class Downsample(nn.Module):
+    """(B, C, H, W) -> (B, C, H/2, W/2) by a convolution of stride 2."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x, emb=None):
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """(B, C_in, H, W) -> (B, C_out, 2H, 2W): each pixel becomes four, then a convolution smooths them."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x, emb=None):
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Blocks(nn.ModuleList):
+    """Blocks run one after the other."""
+
+    def forward(self, x, emb):
+        for block in self:
+            x = block(x, emb)
+        return x
+
+
+class Encoder(nn.Module):
+    """From the noisy image down to the middle of the U. This is the half that a ControlNet copies.
+
+    `embed`, `first` and `rest` are the three parts of `forward`, so that a ControlNet can add to what `first` gives.
+    """
+
+    def __init__(self, in_channels, num_labels, channels, multipliers, blocks, patch):
+        super().__init__()
+        self.channels, self.patch = channels, patch
+        widths = [channels * m for m in multipliers]
+        emb_channels = 4 * channels
+        self.time = nn.Sequential(nn.Linear(channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels))
+        self.label = nn.Embedding(num_labels + 1, emb_channels)  # the last one is the null label: "no label given"
+        self.conv_in = nn.Conv2d(in_channels * patch**2, channels, 3, padding=1)
+
+        self.skip_channels = [channels]  # the first convolution and each stage leave one skip for the decoder
+        self.stages = nn.ModuleList()
+        width = channels
+        for level, level_width in enumerate(widths):
+            coarsest = level == len(widths) - 1
+            for _ in range(blocks):
+                stage = [ResBlock(width, level_width, emb_channels)]
+                if coarsest:
+                    stage.append(SelfAttention(level_width))
+                self.stages.append(Blocks(stage))
+                width = level_width
+                self.skip_channels.append(width)
+            if not coarsest:
+                self.stages.append(Downsample(width))
+                self.skip_channels.append(width)
+        self.middle = Blocks([ResBlock(width, width, emb_channels), SelfAttention(width),
+                              ResBlock(width, width, emb_channels)])
+
+    def embed(self, t, label):
+        """What every block is told of timestep and label. t, label: (B,) -> (B, E)"""
+        return F.silu(self.time(timestep_embedding(t, self.channels)) + self.label(label))
+
+    def first(self, x_t):
+        """The first convolution, after each patch of pixels has become one of more channels. -> (B, C, H/p, W/p)"""
+        return self.conv_in(F.pixel_unshuffle(x_t, self.patch))
+
+    def rest(self, h, emb):
+        """All that follows the first convolution's output h. -> (list of skips, h itself the first; middle)"""
+        skips = [h]
+        for stage in self.stages:
+            h = stage(h, emb)
+            skips.append(h)
+        return skips, self.middle(h, emb)
+
+    def forward(self, x_t, t, label):
+        emb = self.embed(t, label)
+        skips, middle = self.rest(self.first(x_t), emb)
+        return skips, middle, emb
+
+
+class Decoder(nn.Module):
+    """From the middle of the U back up to an image: at each stage it takes one skip, the last one first."""
+
+    def __init__(self, out_channels, skip_channels, channels, multipliers, blocks, patch):
+        super().__init__()
+        self.patch = patch
+        widths = [channels * m for m in multipliers]
+        emb_channels = 4 * channels
+        skip_channels = list(skip_channels)
+        self.stages = nn.ModuleList()
+        width = widths[-1]
+        for level, level_width in reversed(list(enumerate(widths))):
+            for i in range(blocks + 1):
+                stage = [ResBlock(width + skip_channels.pop(), level_width, emb_channels)]
+                if level == len(widths) - 1:
+                    stage.append(SelfAttention(level_width))
+                width = level_width
+                if i == blocks and level > 0:
+                    stage.append(Upsample(width, widths[level - 1]))
+                    width = widths[level - 1]
+                self.stages.append(Blocks(stage))
+        self.norm_out = nn.GroupNorm(8, width)
+        self.conv_out = nn.Conv2d(width, out_channels * patch**2, 3, padding=1)
+
+    def forward(self, skips, middle, emb):
+        h = middle
+        for stage, skip in zip(self.stages, reversed(skips), strict=True):
+            h = stage(torch.cat([h, skip], dim=1), emb)
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
+
+
+class UNet(nn.Module):
+    """eps_theta(x_t, t, label): the noise in x_t. Labels are 0 .. num_labels - 1, or `null_label` for "none given".
+
+    in_channels: 1 for gray images, 3 for RGB. channels: width of the first level; `multipliers` times that are the
+    widths of all levels, each of half the resolution of the one before. blocks: residual blocks per level. patch:
+    patch x patch pixels become one of more channels before the first convolution, and are unfolded again after the
+    last (space-to-depth). So the network works at a lower resolution, as Stable Diffusion does in its latent space.
+    """
+
+    def __init__(self, in_channels=1, num_labels=10, channels=32, multipliers=(1, 2), blocks=1, patch=2):
+        super().__init__()
+        self.settings = dict(in_channels=in_channels, num_labels=num_labels, channels=channels,
+                             multipliers=list(multipliers), blocks=blocks, patch=patch)
+        self.in_channels, self.null_label = in_channels, num_labels
+        self.multiple = patch * 2 ** (len(multipliers) - 1)  # height and width must be multiples of this
+        self.encoder = Encoder(in_channels, num_labels, channels, multipliers, blocks, patch)
+        self.decoder = Decoder(in_channels, self.encoder.skip_channels, channels, multipliers, blocks, patch)
+        self.share = nn.Linear(4 * channels, 1)
+        # Zero-inits: at first each block passes on what it is given, and the network guesses that there is no noise.
+        for module in self.modules():
+            if isinstance(module, ResBlock):
+                nn.init.zeros_(module.conv2.weight)
+            if isinstance(module, SelfAttention):
+                nn.init.zeros_(module.proj.weight)
+        nn.init.zeros_(self.decoder.conv_out.weight)
+        nn.init.zeros_(self.share.weight)
+
+    def forward(self, x_t, t, label, control=None):
+        """x_t: (B, C, H, W); t, label: (B,) integers; control: a Control (controlnet.py) or None. Returns eps like x_t.
+
+        Raises ValueError if these do not fit together or the network.
+        """
+        self._check(x_t, t, label)
+        skips, middle, emb = self.encoder(x_t, t, label)
+        if control is not None:  # added to what the decoder gets, never to what the encoder goes on with
+            skips = [skip + residual.to(skip.dtype) for skip, residual in zip(skips, control.skips, strict=True)]
+            middle = middle + control.middle.to(middle.dtype)
+        # Where there is nearly nothing but noise, eps is nearly x_t: the decoder need not copy that, only correct it.
+        return self.decoder(skips, middle, emb) + self.share(emb)[:, :, None, None] * x_t
+
+    def _check(self, x_t, t, label):
+        if x_t.ndim != 4 or x_t.shape[1] != self.in_channels or any(side % self.multiple for side in x_t.shape[2:]):
+            raise ValueError(f"x_t must be (B, {self.in_channels}, H, W), H and W multiples of {self.multiple}, "
+                             f"but is {tuple(x_t.shape)}")
+        if t.shape != x_t.shape[:1] or label.shape != x_t.shape[:1]:
+            raise ValueError(f"t and label must hold one integer for each of the {len(x_t)} images, "
+                             f"but have shapes {tuple(t.shape)} and {tuple(label.shape)}")

@@ -1,0 +1,222 @@
+"""Trains a small diffusion model on digits, then a ControlNet that makes it follow edges. From data to picture:
+
+    python train_mnist_edges.py                     # MNIST, or drawn digits where it cannot be had
+    python train_mnist_edges.py --quick             # the same path in a minute: a smoke run, the digits are poor
+    python train_mnist_edges.py --dataset drawn     # digits that the program draws itself: nothing is downloaded
+    python train_mnist_edges.py --resume            # go on with a run that was stopped
+
+The run folder, --out, ends up with base.pt and control.pt to play with (python -m minicnet.sample), metrics.json,
+samples.png and learning.png.
+"""
+
+import argparse
+import datetime
+import itertools
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from minicnet.checkpoints import CheckpointError, fingerprint, write_json
+from minicnet.conditions import canny
+from minicnet.controlnet import ControlNet, freeze
+from minicnet.data import DATASETS, DataError, choose_dataset, load_dataset
+from minicnet.diffusion import NoiseSchedule
+from minicnet.evaluation import edge_f1, frechet_distance, heldout_loss, label_accuracy, train_classifier
+from minicnet.figures import learning_curves, samples_sheet, save_figure
+from minicnet.sample import generate
+from minicnet.training import TrainingError, pick_device, train
+from minicnet.unet import UNet
+
+FULL = dict(base_steps=2400, control_steps=600, batch_size=32, classifier_steps=500, measure=1000)
+QUICK = dict(base_steps=60, control_steps=40, batch_size=16, classifier_steps=100, measure=64)
+FILES = ("base.pt", "control.pt", "metrics.json", "samples.png", "learning.png")
+VALIDATION = 5000  # training images kept back, to look at while training; the test set is for the end alone
+
+
+def main(args):
+    start = time.perf_counter()
+    device = pick_device(args.device)
+    previous = open_run(args.out, args.resume)
+
+    # 1. Data.
+    dataset = choose_dataset(args.dataset, args.data_dir)
+    images, labels = (x.to(device) for x in load_dataset(dataset, "train", args.data_dir))
+    test_images, test_labels = (x[: args.measure].to(device) for x in load_dataset(dataset, "test", args.data_dir))
+    images, val_images = images[:-VALIDATION], images[-VALIDATION:][:256]
+    labels, val_labels = labels[:-VALIDATION], labels[-VALIDATION:][:256]
+    schedule = NoiseSchedule.cosine(1000).to(device)
+    loading = time.perf_counter() - start
+    print(f"{dataset}: {len(images)} images to train on, {device}")
+
+    # 2. The base learns to draw what a label names: eps_theta(x_t, t, label).
+    torch.manual_seed(args.seed)
+    unet = UNet(in_channels=images.shape[1]).to(device)
+
+    def base_eps(unet, x_0, label):
+        return lambda x_t, t: unet(x_t, t, label)
+
+    def look_at_base(unet):
+        return {"heldout_loss": heldout_loss(base_eps(unet, val_images, val_labels), schedule, val_images)}
+
+    settings = dict(batch_size=args.batch_size, learning_rate=2e-3, seed=args.seed, null_label=unet.null_label,
+                    resume=args.resume)
+    about = dict(kind="base", dataset=dataset, image_shape=list(images.shape[1:]), schedule=["cosine", 1000],
+                 model=unet.settings)
+    base_history, base_seconds = train(
+        unet, base_eps, schedule, images, labels, steps=args.base_steps, drop_labels=0.1, path=args.out / "base.pt",
+        about=about, evaluate=look_at_base, evaluate_every=max(1, args.base_steps // 12), **settings)
+    seconds = {"base": base_seconds or previous["base"]}
+    write_json(args.out / "metrics.json", {"seconds": seconds})
+
+    # 3. It is locked. A copy of its encoder learns to read edges, and speaks to it through zero convolutions alone.
+    freeze(unet)
+    control_net = ControlNet(unet, condition_channels=1).to(device)
+    val_edges, val_noise = canny(val_images), seeded_noise(val_images, args.seed)
+
+    def control_eps(control_net, x_0, label, edges=None):
+        edges = canny(x_0) if edges is None else edges
+        return lambda x_t, t: unet(x_t, t, label, control=control_net(x_t, t, label, edges))
+
+    def look_at_control(control_net):
+        right, wrong = (control_eps(control_net, None, val_labels, e) for e in (val_edges, val_edges.roll(1, 0)))
+        drawn = generate(unet, schedule, val_labels[:16], val_noise[:16], [(control_net, val_edges[:16], 1)], steps=10)
+        return {"heldout_loss": heldout_loss(right, schedule, val_images),
+                "heldout_loss_shuffled": heldout_loss(wrong, schedule, val_images),
+                "edge_f1": edge_f1(drawn, val_edges[:16])}
+
+    about = dict(kind="control", dataset=dataset, base=fingerprint(unet), condition="canny", condition_channels=1)
+    control_history, control_seconds = train(
+        control_net, control_eps, schedule, images, labels, steps=args.control_steps, drop_labels=0.5,
+        path=args.out / "control.pt", about=about, evaluate=look_at_control,
+        evaluate_every=max(1, args.control_steps // 20), **settings)
+    freeze(control_net)
+    seconds["control"] = control_seconds or previous["control"]
+    write_json(args.out / "metrics.json", {"seconds": seconds})
+
+    # 4. How good is it? On test images: the same labels and the same noise, without control and with it.
+    print(f"measuring on {len(test_images)} test images")
+    start = time.perf_counter()
+    classifier = train_classifier(images, labels, steps=args.classifier_steps, seed=args.seed)
+    edges, noise = canny(test_images), seeded_noise(test_images, args.seed)
+    plain = generate(unet, schedule, test_labels, noise, progress=True)
+    controlled = generate(unet, schedule, test_labels, noise, [(control_net, edges, 1)], progress=True)
+    right, wrong = (control_eps(control_net, None, test_labels, e) for e in (edges, edges.roll(1, 0)))
+    base = {
+        "parameters": sum(p.numel() for p in unet.parameters()),
+        "steps": args.base_steps,
+        "heldout_loss": heldout_loss(base_eps(unet, None, test_labels), schedule, test_images),
+        "label_accuracy": label_accuracy(classifier, plain, test_labels),
+        "frechet": frechet_distance(classifier, plain, test_images)}
+    control = {
+        "trainable_parameters": sum(p.numel() for p in control_net.parameters()),
+        "steps": args.control_steps,
+        "heldout_loss": heldout_loss(right, schedule, test_images),
+        "heldout_loss_shuffled": heldout_loss(wrong, schedule, test_images),
+        "edge_f1": edge_f1(controlled, edges),
+        "edge_f1_floor": edge_f1(plain, edges),
+        "edge_f1_ceiling": edge_f1(test_images, edges),
+        "edge_f1_strict": edge_f1(controlled, edges, tolerance=0),
+        "edge_f1_strict_floor": edge_f1(plain, edges, tolerance=0),
+        "label_accuracy": label_accuracy(classifier, controlled, test_labels),
+        "label_accuracy_floor": base["label_accuracy"],
+        "frechet": frechet_distance(classifier, controlled, test_images)}
+    real = images[: len(test_images)]
+    seconds["total"] = loading + seconds["base"] + seconds["control"] + time.perf_counter() - start
+    metrics = {
+        "dataset": dataset, "device": str(device), "seed": args.seed, "torch": torch.__version__,
+        "date": datetime.date.today().isoformat(), "images": len(test_images), "seconds": seconds,
+        "base": base, "control": control, "frechet_real": frechet_distance(classifier, real, test_images),
+        "classifier_accuracy": label_accuracy(classifier, test_images, test_labels)}
+    write_json(args.out / "metrics.json", metrics)
+
+    # 5. What does it look like? Some edges, drawn four times each, and the same noise and labels without control.
+    seen, title = slice(0, 8), f"{dataset}, seed {args.seed}: edge-F1 {control['edge_f1']:.3f}"
+    label, condition = test_labels[seen].repeat_interleave(4), edges[seen].repeat_interleave(4, dim=0)
+    noise = seeded_noise(test_images.repeat(4, 1, 1, 1)[:32], args.seed + 1)
+    save_figure(samples_sheet({
+        "edges": edges[seen, None] * 2 - 1,
+        "with control": generate(unet, schedule, label, noise, [(control_net, condition, 1)]).unflatten(0, (-1, 4)),
+        "real": test_images[seen, None],
+        "the same noise without control": generate(unet, schedule, label, noise).unflatten(0, (-1, 4))}, title),
+        args.out / "samples.png")
+    curves = learning_curves(base_history, control_history, control["edge_f1_floor"], title)
+    save_figure(curves, args.out / "learning.png")
+    print_table(metrics)
+    print("\nin " + str(args.out) + ": " + ", ".join(FILES))
+
+
+def seeded_noise(like, seed):
+    """N(0, I) shaped like a batch of images, the same on every device."""
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like.device)
+
+
+def print_table(metrics):
+    base, control = metrics["base"], metrics["control"]
+    rows = [
+        ("edge-F1, within one pixel", control["edge_f1_floor"], control["edge_f1"], control["edge_f1_ceiling"]),
+        ("edge-F1, strict", control["edge_f1_strict_floor"], control["edge_f1_strict"], control["edge_f1_ceiling"]),
+        ("label accuracy", base["label_accuracy"], control["label_accuracy"], metrics["classifier_accuracy"]),
+        ("Frechet distance (less is better)", base["frechet"], control["frechet"], metrics["frechet_real"]),
+    ]
+    print(f"\n{'':34}{'base alone':>12}{'with control':>14}{'real images':>13}")
+    for name, *values in rows:
+        print(f"{name:34}" + "".join(f"{value:{width}.3f}" for value, width in zip(values, (12, 14, 13))))
+    print(f"\nheld-out loss: base {base['heldout_loss']:.4f}, with the right edges {control['heldout_loss']:.4f}, "
+          f"with those of other images {control['heldout_loss_shuffled']:.4f}")
+    seconds = metrics["seconds"]
+    print(f"seconds: base {seconds['base']:.0f}, control {seconds['control']:.0f}, everything {seconds['total']:.0f}")
+
+
+def open_run(out, resume):
+    """The seconds that finished stages took, if the run in `out` is to go on; else moves what is there out of the way."""
+    if resume:
+        if not (out / "base.pt").exists():
+            raise CheckpointError(f"there is no run to resume in {out}: leave --resume out to start one")
+        return json.loads((out / "metrics.json").read_text())["seconds"] if (out / "metrics.json").exists() else {}
+    earlier = [out / name for name in FILES if (out / name).exists()]
+    if earlier:
+        kept = next(folder for folder in (out / f"earlier-{i}" for i in itertools.count(1)) if not folder.exists())
+        kept.mkdir()
+        for path in earlier:
+            path.rename(kept / path.name)
+        print(f"an earlier run was there: it is now in {kept}")
+    return {}
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="auto", choices=DATASETS)
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where datasets are, or are downloaded to")
+    parser.add_argument("--out", type=Path, default=Path("runs/mnist-edges"), help="the run folder")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--base-steps", type=positive, help=f"default: {FULL['base_steps']}")
+    parser.add_argument("--control-steps", type=positive, help=f"default: {FULL['control_steps']}")
+    parser.add_argument("--batch-size", type=positive, help=f"default: {FULL['batch_size']}")
+    parser.add_argument("--quick", action="store_true", help="a smoke run of the same path: the digits will be poor")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    args = parser.parse_args(argv)
+    for name, value in (QUICK if args.quick else FULL).items():
+        if getattr(args, name, None) is None:
+            setattr(args, name, value)
+    return args
+
+
+def positive(text):
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
+
+
+if __name__ == "__main__":
+    args = parse_arguments()
+    try:
+        main(args)
+    except (DataError, CheckpointError, TrainingError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"\nstopped; what was trained is in {args.out}: the same command with --resume goes on")
