@@ -26,13 +26,15 @@ from minicnet.data import DATASETS, DataError, choose_dataset, load_dataset
 from minicnet.diffusion import NoiseSchedule
 from minicnet.evaluation import edge_f1, frechet_distance, heldout_loss, label_accuracy, train_classifier
 from minicnet.figures import learning_curves, samples_sheet, save_figure
+from minicnet.report import table
 from minicnet.sample import generate
 from minicnet.training import TrainingError, pick_device, train
 from minicnet.unet import UNet
 
-FULL = dict(base_steps=2400, control_steps=600, batch_size=32, classifier_steps=500, measure=1000)
+FULL = dict(base_steps=2400, control_steps=600, batch_size=32, classifier_steps=500, measure=500)
 QUICK = dict(base_steps=60, control_steps=40, batch_size=16, classifier_steps=100, measure=64)
 FILES = ("base.pt", "control.pt", "metrics.json", "samples.png", "learning.png")
+GUIDANCE = 2.0  # for all images that are measured or shown
 VALIDATION = 5000  # training images kept back, to look at while training; the test set is for the end alone
 
 
@@ -45,8 +47,8 @@ def main(args):
     dataset = choose_dataset(args.dataset, args.data_dir)
     images, labels = (x.to(device) for x in load_dataset(dataset, "train", args.data_dir))
     test_images, test_labels = (x[: args.measure].to(device) for x in load_dataset(dataset, "test", args.data_dir))
-    images, val_images = images[:-VALIDATION], images[-VALIDATION:][:256]
-    labels, val_labels = labels[:-VALIDATION], labels[-VALIDATION:][:256]
+    images, val_images = images[:-VALIDATION], images[-VALIDATION:][:128]
+    labels, val_labels = labels[:-VALIDATION], labels[-VALIDATION:][:128]
     schedule = NoiseSchedule.cosine(1000).to(device)
     loading = time.perf_counter() - start
     print(f"{dataset}: {len(images)} images to train on, {device}")
@@ -67,7 +69,7 @@ def main(args):
                  model=unet.settings)
     base_history, base_seconds = train(
         unet, base_eps, schedule, images, labels, steps=args.base_steps, drop_labels=0.1, path=args.out / "base.pt",
-        about=about, evaluate=look_at_base, evaluate_every=max(1, args.base_steps // 12), **settings)
+        about=about, evaluate=look_at_base, evaluate_every=max(10, args.base_steps // 12), **settings)
     seconds = {"base": base_seconds or previous["base"]}
     write_json(args.out / "metrics.json", {"seconds": seconds})
 
@@ -91,7 +93,7 @@ def main(args):
     control_history, control_seconds = train(
         control_net, control_eps, schedule, images, labels, steps=args.control_steps, drop_labels=0.5,
         path=args.out / "control.pt", about=about, evaluate=look_at_control,
-        evaluate_every=max(1, args.control_steps // 20), **settings)
+        evaluate_every=max(10, args.control_steps // 20), **settings)
     freeze(control_net)
     seconds["control"] = control_seconds or previous["control"]
     write_json(args.out / "metrics.json", {"seconds": seconds})
@@ -101,8 +103,9 @@ def main(args):
     start = time.perf_counter()
     classifier = train_classifier(images, labels, steps=args.classifier_steps, seed=args.seed)
     edges, noise = canny(test_images), seeded_noise(test_images, args.seed)
-    plain = generate(unet, schedule, test_labels, noise, progress=True)
-    controlled = generate(unet, schedule, test_labels, noise, [(control_net, edges, 1)], progress=True)
+    drawing = dict(guidance=GUIDANCE, progress=True)
+    plain = generate(unet, schedule, test_labels, noise, **drawing)
+    controlled = generate(unet, schedule, test_labels, noise, [(control_net, edges, 1)], **drawing)
     right, wrong = (control_eps(control_net, None, test_labels, e) for e in (edges, edges.roll(1, 0)))
     base = {
         "parameters": sum(p.numel() for p in unet.parameters()),
@@ -127,25 +130,24 @@ def main(args):
     seconds["total"] = loading + seconds["base"] + seconds["control"] + time.perf_counter() - start
     metrics = {
         "dataset": dataset, "device": str(device), "seed": args.seed, "torch": torch.__version__,
-        "date": datetime.date.today().isoformat(), "images": len(test_images), "seconds": seconds,
+        "date": datetime.date.today().isoformat(), "images": len(test_images), "guidance": GUIDANCE,
+        "seconds": seconds,
         "base": base, "control": control, "frechet_real": frechet_distance(classifier, real, test_images),
         "classifier_accuracy": label_accuracy(classifier, test_images, test_labels)}
     write_json(args.out / "metrics.json", metrics)
 
-    # 5. What does it look like? Some edges, drawn four times each, and the same noise and labels without control.
-    seen, title = slice(0, 8), f"{dataset}, seed {args.seed}: edge-F1 {control['edge_f1']:.3f}"
-    label, condition = test_labels[seen].repeat_interleave(4), edges[seen].repeat_interleave(4, dim=0)
-    noise = seeded_noise(test_images.repeat(4, 1, 1, 1)[:32], args.seed + 1)
-    save_figure(samples_sheet({
-        "edges": edges[seen, None] * 2 - 1,
-        "with control": generate(unet, schedule, label, noise, [(control_net, condition, 1)]).unflatten(0, (-1, 4)),
-        "real": test_images[seen, None],
-        "the same noise without control": generate(unet, schedule, label, noise).unflatten(0, (-1, 4))}, title),
-        args.out / "samples.png")
+    # 5. What does it look like? Eight edges, drawn four times each, and the same labels and noise without control.
+    label, condition = test_labels[:8].repeat_interleave(4), edges[:8].repeat_interleave(4, dim=0)
+    noise = seeded_noise(condition.expand(-1, images.shape[1], -1, -1), args.seed + 1)
+    title = f"{dataset}, seed {args.seed}, guidance {GUIDANCE:g}: edge-F1 {control['edge_f1']:.3f}"
+    plain = generate(unet, schedule, label, noise, **drawing)
+    controlled = generate(unet, schedule, label, noise, [(control_net, condition, 1)], **drawing)
+    sheet = {"edges": edges[:8, None] * 2 - 1, "with control": controlled.unflatten(0, (8, 4)),
+             "real": test_images[:8, None], "the same noise without control": plain.unflatten(0, (8, 4))}
+    save_figure(samples_sheet(sheet, title), args.out / "samples.png")
     curves = learning_curves(base_history, control_history, control["edge_f1_floor"], title)
     save_figure(curves, args.out / "learning.png")
-    print_table(metrics)
-    print("\nin " + str(args.out) + ": " + ", ".join(FILES))
+    print(f"\n{table(metrics)}\n\nin {args.out}: {', '.join(FILES)}")
 
 
 def seeded_noise(like, seed):
@@ -153,25 +155,8 @@ def seeded_noise(like, seed):
     return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like.device)
 
 
-def print_table(metrics):
-    base, control = metrics["base"], metrics["control"]
-    rows = [
-        ("edge-F1, within one pixel", control["edge_f1_floor"], control["edge_f1"], control["edge_f1_ceiling"]),
-        ("edge-F1, strict", control["edge_f1_strict_floor"], control["edge_f1_strict"], control["edge_f1_ceiling"]),
-        ("label accuracy", base["label_accuracy"], control["label_accuracy"], metrics["classifier_accuracy"]),
-        ("Frechet distance (less is better)", base["frechet"], control["frechet"], metrics["frechet_real"]),
-    ]
-    print(f"\n{'':34}{'base alone':>12}{'with control':>14}{'real images':>13}")
-    for name, *values in rows:
-        print(f"{name:34}" + "".join(f"{value:{width}.3f}" for value, width in zip(values, (12, 14, 13))))
-    print(f"\nheld-out loss: base {base['heldout_loss']:.4f}, with the right edges {control['heldout_loss']:.4f}, "
-          f"with those of other images {control['heldout_loss_shuffled']:.4f}")
-    seconds = metrics["seconds"]
-    print(f"seconds: base {seconds['base']:.0f}, control {seconds['control']:.0f}, everything {seconds['total']:.0f}")
-
-
 def open_run(out, resume):
-    """The seconds that finished stages took, if the run in `out` is to go on; else moves what is there out of the way."""
+    """The seconds that finished stages took, if the run in `out` is to go on; else moves what is there aside."""
     if resume:
         if not (out / "base.pt").exists():
             raise CheckpointError(f"there is no run to resume in {out}: leave --resume out to start one")
@@ -196,7 +181,7 @@ def parse_arguments(argv=None):
     parser.add_argument("--base-steps", type=positive, help=f"default: {FULL['base_steps']}")
     parser.add_argument("--control-steps", type=positive, help=f"default: {FULL['control_steps']}")
     parser.add_argument("--batch-size", type=positive, help=f"default: {FULL['batch_size']}")
-    parser.add_argument("--quick", action="store_true", help="a smoke run of the same path: the digits will be poor")
+    parser.add_argument("--quick", action="store_true", help="a smoke run of the same path, with poor digits")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     args = parser.parse_args(argv)
     for name, value in (QUICK if args.quick else FULL).items():

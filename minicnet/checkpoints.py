@@ -80,7 +80,7 @@ def load_base(path):
 
 
 def load_control(path, unet):
-    """The frozen ControlNet of a control checkpoint made for this `unet`, and the checkpoint. Raises CheckpointError."""
+    """The frozen ControlNet of a control checkpoint made for this unet, and the checkpoint. Raises CheckpointError."""
     checkpoint = load_checkpoint(path, {"kind": "control"})
     if checkpoint.get("base") != fingerprint(unet):
         raise CheckpointError(f"{path} was trained for another base than the one it is to control")

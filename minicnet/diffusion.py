@@ -52,7 +52,7 @@ class NoiseSchedule:
 
     @classmethod
     def cosine(cls, T=1000, s=0.008):
-        """alpha_bar falls like a squared cosine (Nichol and Dhariwal, Eq. 17): small images are not drowned so early."""
+        """alpha_bar falls like a squared cosine (Nichol and Dhariwal, Eq. 17): images drown in noise less early."""
         u = torch.arange(T + 1, dtype=torch.float64) / T
         alpha_bar = torch.cos((u + s) / (1 + s) * math.pi / 2) ** 2
         return cls((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999))

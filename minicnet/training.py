@@ -1,4 +1,4 @@
-"""One training loop for the base and for the control. All that differs between the two is the `eps_model` they are given.
+"""One training loop for the base and for the control. What differs is the `eps_model` given to it.
 
 Data order and noise depend on seed and step alone, and a checkpoint holds all that a step depends on, so a run that is
 stopped and resumed takes the same steps as one that is not.
@@ -32,12 +32,12 @@ def pick_device(name):
     if name == "auto":
         name = next(device for device, present in available.items() if present)
     if not available.get(name):
-        raise TrainingError(f"this machine has no device {name!r} that torch can use: try --device auto or --device cpu")
+        raise TrainingError(f"there is no device {name!r} here that torch can use: try --device auto or --device cpu")
     return torch.device(name)
 
 
 def autocast(device):
-    """bf16 autocast where the hardware multiplies bf16 faster than float32; a CPU without the instructions is slower."""
+    """bf16 autocast where the hardware has instructions for it; without them a CPU is slower at it than at float32."""
     if device.type == "cpu":
         capabilities = torch.cpu.get_capabilities()
         fast = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
@@ -54,15 +54,17 @@ def learning_rate_at(step, steps, peak):
 def draw_batch(step, seed, images, labels, *, batch_size, null_label, drop_labels, T):
     """x_0, label, t, eps of one training step: a function of seed and step, on the device of the images.
 
-    A share `drop_labels` of the labels is replaced by the null label. The timesteps are uniform over 0 .. T-1, one
-    from each of batch_size equal intervals, which makes the loss less noisy than independent draws.
+    A share `drop_labels` of the labels is replaced by the null label. Timesteps run over 0 .. T-1, the later the more
+    often (t = T sqrt(u), u uniform): the shape of a digit is decided while there is much noise, where an error in eps,
+    small as it is, is a large one in x_0. Each of batch_size equal parts of u gives one t, so batches are alike.
     """
     device = images.device
     generator = torch.Generator(device).manual_seed(seed * 10_000_000 + step)
     index = torch.randint(len(images), (batch_size,), generator=generator, device=device)
     dropped = torch.rand(batch_size, generator=generator, device=device) < drop_labels
     offset = torch.rand(1, generator=generator, device=device)
-    t = ((torch.arange(batch_size, device=device) + offset) / batch_size * T).long().clamp(max=T - 1)
+    u = (torch.arange(batch_size, device=device) + offset) / batch_size
+    t = (T * u.sqrt()).long().clamp(max=T - 1)
     x_0 = images[index]
     eps = torch.randn(x_0.shape, generator=generator, device=device)
     return x_0, torch.where(dropped, null_label, labels[index]), t, eps
@@ -70,7 +72,7 @@ def draw_batch(step, seed, images, labels, *, batch_size, null_label, drop_label
 
 @contextmanager
 def deferred_interrupt():
-    """Within, the first Ctrl-C only fills the list that this yields, so that a step can end; the second stops at once."""
+    """Within, a first Ctrl-C only fills the list that this yields, so that the step can end; a second stops at once."""
     requests = []
 
     def remember(number, frame):
@@ -117,8 +119,8 @@ def train(net, eps_model, schedule, images, labels, *, steps, batch_size, learni
     def save():
         checkpoint = {**about, "step": step, "history": history, "weights": average.state_dict()}
         if step < steps:  # a finished net is its weights, and nothing that differs from one run to the next
-            checkpoint["training"] = {"weights": net.state_dict(), "optimizer": optimizer.state_dict(), "losses": losses,
-                                      "seconds": seconds + time.perf_counter() - start}
+            checkpoint["training"] = {"weights": net.state_dict(), "optimizer": optimizer.state_dict(),
+                                      "losses": losses, "seconds": seconds + time.perf_counter() - start}
         save_checkpoint(path, checkpoint)
 
     start = time.perf_counter()

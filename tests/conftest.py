@@ -14,8 +14,8 @@ def one_seed():
 def randomised():
     """randomised(module): the module, with every parameter drawn from a normal distribution.
 
-    A fresh UNet ends in a convolution of zeros, behind which all outputs are the same and all gradients are zero: nothing
-    could be told apart, and every test of a control would pass.
+    A fresh UNet ends in a convolution of zeros, behind which all outputs are the same and all gradients are zero:
+    nothing could be told apart, and every test of a control would pass.
     """
 
     def draw(module, std=0.2, seed=0):

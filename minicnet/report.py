@@ -1,0 +1,55 @@
+"""Writes the README's table of results from the metrics.json files of runs, so that no number in it is typed by hand:
+
+    python -m minicnet.report .github/results/*/metrics.json
+"""
+
+import json
+import sys
+from pathlib import Path
+
+BEGIN, END = "<!-- results: made by python -m minicnet.report -->", "<!-- end of results -->"
+ROWS = (  # name; then the base alone, with control, real images
+    ("edge-F1, within one pixel", "control.edge_f1_floor", "control.edge_f1", "control.edge_f1_ceiling"),
+    ("edge-F1, strict", "control.edge_f1_strict_floor", "control.edge_f1_strict", "control.edge_f1_ceiling"),
+    ("label accuracy", "base.label_accuracy", "control.label_accuracy", "classifier_accuracy"),
+    ("Frechet distance (less is better)", "base.frechet", "control.frechet", "frechet_real"),
+)
+
+
+def number(metrics, name):
+    """The entry "a.b" of nested dicts, with three digits after the point."""
+    for key in name.split("."):
+        metrics = metrics[key]
+    return f"{metrics:.3f}"
+
+
+def table(metrics):
+    """One run's numbers in Markdown."""
+    seconds, control = metrics["seconds"], metrics["control"]
+    lines = [
+        f"**{metrics['dataset']}**, seed {metrics['seed']}, {metrics['device']}, torch {metrics['torch']}, "
+        f"{metrics['date']}, {metrics['images']} test images, guidance {metrics['guidance']:g}",
+        "",
+        "| | base alone | with control | real images |",
+        "|---|---|---|---|",
+        *(f"| {name} | " + " | ".join(number(metrics, key) for key in keys) + " |" for name, *keys in ROWS),
+        "",
+        f"Held-out loss {control['heldout_loss']:.4f} with the right edges, {control['heldout_loss_shuffled']:.4f} "
+        f"with those of other images, {metrics['base']['heldout_loss']:.4f} without control. "
+        f"{metrics['base']['steps']} steps of the base in {seconds['base']:.0f} s, {control['steps']} of the control "
+        f"in {seconds['control']:.0f} s; with loading and measuring {seconds['total'] / 60:.1f} minutes.",
+    ]
+    return "\n".join(lines)
+
+
+def main(paths):
+    readme = Path(__file__).parent.parent / "README.md"
+    text = readme.read_text()
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    tables = "\n\n".join(table(json.loads(Path(path).read_text())) for path in sorted(paths))
+    readme.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
