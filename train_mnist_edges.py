@@ -31,7 +31,7 @@ from minicnet.sample import generate
 from minicnet.training import TrainingError, pick_device, train
 from minicnet.unet import UNet
 
-FULL = dict(base_steps=2400, control_steps=600, batch_size=32, classifier_steps=500, measure=500)
+FULL = dict(base_steps=4800, control_steps=1000, batch_size=16, classifier_steps=500, measure=500)
 QUICK = dict(base_steps=60, control_steps=40, batch_size=16, classifier_steps=100, measure=64)
 FILES = ("base.pt", "control.pt", "metrics.json", "samples.png", "learning.png")
 GUIDANCE = 2.0  # for all images that are measured or shown
@@ -70,7 +70,7 @@ def main(args):
     base_history, base_seconds = train(
         unet, base_eps, schedule, images, labels, steps=args.base_steps, drop_labels=0.1, path=args.out / "base.pt",
         about=about, evaluate=look_at_base, evaluate_every=max(10, args.base_steps // 12), **settings)
-    seconds = {"base": base_seconds or previous["base"]}
+    seconds = {"base": base_seconds or previous.get("base", 0.0)}
     write_json(args.out / "metrics.json", {"seconds": seconds})
 
     # 3. It is locked. A copy of its encoder learns to read edges, and speaks to it through zero convolutions alone.
@@ -95,7 +95,7 @@ def main(args):
         path=args.out / "control.pt", about=about, evaluate=look_at_control,
         evaluate_every=max(10, args.control_steps // 20), **settings)
     freeze(control_net)
-    seconds["control"] = control_seconds or previous["control"]
+    seconds["control"] = control_seconds or previous.get("control", 0.0)
     write_json(args.out / "metrics.json", {"seconds": seconds})
 
     # 4. How good is it? On test images: the same labels and the same noise, without control and with it.
@@ -156,19 +156,26 @@ def seeded_noise(like, seed):
 
 
 def open_run(out, resume):
-    """The seconds that finished stages took, if the run in `out` is to go on; else moves what is there aside."""
-    if resume:
-        if not (out / "base.pt").exists():
-            raise CheckpointError(f"there is no run to resume in {out}: leave --resume out to start one")
-        return json.loads((out / "metrics.json").read_text())["seconds"] if (out / "metrics.json").exists() else {}
-    earlier = [out / name for name in FILES if (out / name).exists()]
-    if earlier:
-        kept = next(folder for folder in (out / f"earlier-{i}" for i in itertools.count(1)) if not folder.exists())
-        kept.mkdir()
-        for path in earlier:
-            path.rename(kept / path.name)
-        print(f"an earlier run was there: it is now in {kept}")
-    return {}
+    """Makes the run folder, and moves an earlier run's files aside. To resume: the seconds that its stages took."""
+    try:
+        if resume:
+            if not (out / "base.pt").exists():
+                raise CheckpointError(f"there is no run to resume in {out}: leave --resume out to start one")
+            path = out / "metrics.json"
+            return json.loads(path.read_text())["seconds"] if path.exists() else {}
+        out.mkdir(parents=True, exist_ok=True)
+        earlier = [out / name for name in FILES if (out / name).exists()]
+        if earlier:
+            aside = next(folder for i in itertools.count(1) if not (folder := out / f"earlier-{i}").exists())
+            aside.mkdir()
+            for path in earlier:
+                path.rename(aside / path.name)
+            print(f"an earlier run was here: it is in {aside} now")
+        return {}
+    except OSError as error:
+        raise CheckpointError(f"cannot use {out} as the run folder ({error.strerror}): choose another --out") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{out / 'metrics.json'} is damaged: delete it, and --resume goes on") from error
 
 
 def parse_arguments(argv=None):

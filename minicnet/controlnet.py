@@ -121,8 +121,11 @@ class ControlNet(nn.Module):
         """
         if hint is None:
             hint = self.encode(condition)
-        emb = self.encoder.embed(t, label)
-        skips, middle = self.encoder.rest(self.encoder.first(x_t) + hint, emb)
+        first = self.encoder.first(x_t)  # (B, C, h, w)
+        if hint.shape != first.shape:
+            raise ValueError(f"the condition, encoded to {tuple(hint.shape)}, does not fit x_t, encoded to "
+                             f"{tuple(first.shape)}: both must have the same batch, height and width")
+        skips, middle = self.encoder.rest(first + hint, self.encoder.embed(t, label))
         return Control([zero(skip) for zero, skip in zip(self.zero_skips, skips)], self.zero_middle(middle))
 
     def encode(self, condition):

@@ -126,6 +126,7 @@ def train(net, eps_model, schedule, images, labels, *, steps, batch_size, learni
     start = time.perf_counter()
     if step == 0:
         history.append({"step": 0, **evaluate(average)})
+        save()  # a folder that cannot be written to is noticed before an hour of training, not after
     net.train()
     unread = []  # losses still on the device: reading one makes the processor wait for a GPU
     bar = tqdm(total=steps, initial=step, desc=f"{about['kind']:8}", unit=" steps", dynamic_ncols=True)

@@ -255,6 +255,7 @@ def test_the_null_label_is_one_more_label(unet):
     label = torch.arange(11)
     before = unet(x_t, t, label)
     assert unet.null_label == 10 and UNet(**TINY, num_labels=3).null_label == 3
+    assert unet.encoder.label.num_embeddings == 11
     with torch.no_grad():
         unet.encoder.label.weight[unet.null_label] += 1
     after = unet(x_t, t, label)
@@ -264,6 +265,13 @@ def test_the_null_label_is_one_more_label(unet):
 def test_every_parameter_is_used(unet):
     unet(*inputs()).square().sum().backward()
     assert [name for name, p in unet.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_each_skip_and_the_middle_pass_gradient_on_to_the_first_convolution(unet):
+    skips, middle, _ = unet.encoder(*inputs())
+    for feature in [*skips, middle]:
+        gradient, = torch.autograd.grad(feature.square().sum(), unet.encoder.conv_in.weight, retain_graph=True)
+        assert gradient.any()
 
 
 def test_training_mode_changes_nothing(unet):
