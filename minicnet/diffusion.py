@@ -98,7 +98,7 @@ def _at(table, t, x):
 def diffusion_loss(eps_model, schedule, x_0, t, eps):
     """|| eps - eps_theta(x_t, t) ||^2, averaged over all pixels (DDPM Eq. 14; ControlNet Eq. 5).
 
-    x_0: (B, ...) images in [-1, 1]; t: (B,) timesteps, drawn uniformly; eps: like x_0, drawn from N(0, I).
+    x_0: (B, ...) images in [-1, 1]. t: (B,) timesteps and eps: noise like x_0 from N(0, I), drawn by the caller.
     """
     x_t = schedule.add_noise(x_0, eps, t)
     return F.mse_loss(eps_model(x_t, t).float(), eps)
@@ -165,7 +165,8 @@ def sample_ddim(eps_model, schedule, x_T, steps=50, eta=0.0, generator=None, *, 
         alpha_bar, alpha_bar_prev = schedule.alpha_bar[t], schedule.alpha_bar[t_prev]
         eps = (x_t - schedule.sqrt_alpha_bar[t] * x_0) / schedule.sqrt_one_minus_alpha_bar[t]  # to fit the clipped x_0
         sigma = eta * ((1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)).sqrt()
-        x_t = alpha_bar_prev.sqrt() * x_0 + (1 - alpha_bar_prev - sigma**2).sqrt() * eps
+        direction = (1 - alpha_bar_prev - sigma**2).clamp(min=0).sqrt()  # rounding must not make it the root of -1e-8
+        x_t = alpha_bar_prev.sqrt() * x_0 + direction * eps
         if eta > 0:
             x_t = x_t + sigma * _noise_like(x_t, generator)
 

@@ -483,7 +483,7 @@ def spoilt(step, value):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("step, kept", [(11, 10), (14, 10), (20, 10), (21, 20), (25, 20)])
+@pytest.mark.parametrize("step, kept", [(1, 0), (3, 0), (11, 10), (14, 10), (20, 10), (21, 20), (25, 20)])
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_weights(tmp_path, step, kept, value):
     path = tmp_path / "base.pt"
     with pytest.raises(TrainingError, match=rf"became {value} at step {step}; .*base\.pt keeps"):
@@ -493,20 +493,14 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_weights(
     assert all(weight.isfinite().all() for weight in checkpoint["weights"].values())
 
 
-def test_a_run_goes_on_from_the_last_good_weights(tmp_path, undisturbed):
+@pytest.mark.parametrize("step", [
+    pytest.param(3, marks=pytest.mark.xfail(strict=True, reason="history then has two rows of step 0")), 14, 25])
+def test_a_run_goes_on_from_the_last_good_weights(tmp_path, undisturbed, step):
     _, net, history = undisturbed
     with pytest.raises(TrainingError):
-        fit(tmp_path / "base.pt", eps_model=spoilt(14, math.nan))
+        fit(tmp_path / "base.pt", eps_model=spoilt(step, math.nan))
     resumed, resumed_history, _ = fit(tmp_path / "base.pt", resume=True)
     assert (resumed_history, fingerprint(resumed)) == (history, fingerprint(net))
-
-
-@pytest.mark.xfail(strict=True, reason="it is said that base.pt keeps good weights, and there is no base.pt yet")
-def test_before_the_first_checkpoint_nothing_is_said_to_be_kept(tmp_path):
-    with pytest.raises(TrainingError, match="at step 3") as error:
-        fit(tmp_path / "base.pt", eps_model=spoilt(3, math.nan))
-    assert not (tmp_path / "base.pt").exists()
-    assert "keeps" not in str(error.value)
 
 
 @pytest.mark.xfail(strict=True, reason="only losses are checked, and this one is finite: its gradient is not")

@@ -1,0 +1,155 @@
+"""Makes the repository that students get: this one, without the functions that they are to write.
+
+    python notebooks/assignments/make_student.py a2 ../a2-student
+
+The library is the reference solution. Signatures and docstrings stay and state the problem; bodies go. What else would
+give them away is left out: the tests of the same file, notebooks that hold one of the lines, outputs of notebooks,
+history, and what belongs to the lecturer.
+"""
+
+import argparse
+import ast
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+KEPT = ["README.md", "LICENSE", "requirements.txt", ".gitignore", ".ruff.toml", ".github/results", "minicnet",
+        "notebooks", "tests", "train_mnist_edges.py"]
+LEFT_OUT = shutil.ignore_patterns("__pycache__", ".*_c*", "*.pt", "assignments", "test_assignments.py")
+
+
+class Blank(NamedTuple):
+    """A function to write: all of its body, or only the statements that begin with `first` to `last`."""
+
+    function: str
+    first: str = ""
+    last: str = ""
+
+
+ASSIGNMENTS = {  # name: {file to hand in: its blanks}
+    "a1": {
+        "minicnet/diffusion.py": [
+            Blank("NoiseSchedule.__init__", "alpha_bar =", "alpha_bar ="),
+            Blank("NoiseSchedule.add_noise"),
+            Blank("NoiseSchedule.predict_x0"),
+            Blank("diffusion_loss"),
+            Blank("guided"),
+            Blank("sample_ddpm", "x_t = schedule.", "if t > 0"),
+            Blank("sample_ddim", "alpha_bar, alpha_bar_prev =", "if eta > 0"),
+        ],
+    },
+    "a2": {
+        "minicnet/unet.py": [
+            Blank("timestep_embedding"),
+            Blank("ResBlock.forward"),
+            Blank("SelfAttention.forward"),
+            Blank("Encoder.rest"),
+            Blank("Decoder.forward", "h = middle", "for "),
+        ],
+    },
+    "a3": {
+        "minicnet/controlnet.py": [
+            Blank("zero_conv"),
+            Blank("freeze"),
+            Blank("trainable_copy"),
+            Blank("ControlledBlock.__init__", "self.", "self.zero_out ="),
+            Blank("ControlledBlock.forward"),
+            Blank("ConditionEncoder.__init__", "super().__init__", "super().__init__"),
+            Blank("ControlNet.forward", "skips, middle =", "return "),
+            Blank("Control.__add__"),
+            Blank("Control.__mul__"),
+        ],
+        "minicnet/unet.py": [Blank("UNet.forward", "skips = [", "middle =")],
+    },
+}
+
+
+def make_student(name, target):
+    """Writes the repository for assignment `name` into the new folder `target`. Returns the files left out of it."""
+    target = Path(target)
+    for kept in KEPT:
+        if (ROOT / kept).is_dir():
+            shutil.copytree(ROOT / kept, target / kept, ignore=LEFT_OUT)
+        elif (ROOT / kept).exists():
+            (target / kept).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / kept, target / kept)
+    for own in ("notebooks/assignments/{}.ipynb", "tests/assignments/test_{}.py", "tests/assignments/conftest.py",
+                "tests/assignments/checking.py"):
+        (target / own).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / own.format(name), target / own.format(name))
+    shutil.copy(ROOT / "notebooks/assignments/student_conftest.py", target / "conftest.py")
+
+    answers, too_much = [], []
+    for file, blanks in ASSIGNMENTS[name].items():
+        text, removed = blank((target / file).read_text(), blanks)
+        (target / file).write_text(text)
+        answers += [squeezed(line) for line in removed if len(squeezed(line)) > 25]
+        too_much.append(target / "tests" / f"test_{Path(file).name}")
+    for notebook in (target / "notebooks").rglob("*.ipynb"):
+        content = json.loads(notebook.read_text())
+        for cell in content["cells"]:
+            if cell["cell_type"] == "code":
+                cell["outputs"], cell["execution_count"] = [], None
+        notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        if any(answer in squeezed("".join(cell["source"])) for cell in content["cells"] for answer in answers):
+            too_much.append(notebook)
+    for path in too_much:
+        path.unlink(missing_ok=True)
+    return [str(path.relative_to(target)) for path in too_much]
+
+
+def blank(source, blanks):
+    """The source with its blanks made: the new text, and the lines removed. Raises ValueError if there is no such."""
+    lines, removed = source.splitlines(), []
+    spans = [find(ast.parse(source), source, b) for b in blanks]
+    for start, end in sorted(spans, reverse=True):  # from the end, so that line numbers before it still hold
+        body = [line for line in lines[start:end] if line.strip() and not line.strip().startswith("#")]
+        indent = body[0][: len(body[0]) - len(body[0].lstrip())]
+        size = f"{len(body)} line{'s' * (len(body) > 1)}"
+        lines[start:end] = [f'{indent}raise NotImplementedError("your code: about {size}")']
+        removed += body
+    return "\n".join(lines) + "\n", removed
+
+
+def find(tree, source, wanted):
+    """The lines [start, end) of a blank, comments above its first statement included."""
+    scope = tree
+    for name in wanted.function.split("."):
+        scope = next((node for node in scope.body if getattr(node, "name", None) == name), None)
+        if scope is None:
+            raise ValueError(f"there is no {wanted.function} to blank: mend ASSIGNMENTS")
+    blocks = [scope.body] if not wanted.first else [node.body for node in ast.walk(scope) if hasattr(node, "body")]
+    for block in blocks:
+        above = block[0].lineno - 1  # where the blank starts: below the docstring, or below the statement before it
+        start = None
+        for i, statement in enumerate(block):
+            text = ast.get_source_segment(source, statement)
+            docstring = i == 0 and isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+            if start is None and not docstring and text.startswith(wanted.first):
+                start = above
+            if start is not None and (text.startswith(wanted.last) if wanted.last else statement is block[-1]):
+                return start, statement.end_lineno
+            above = statement.end_lineno
+    raise ValueError(f"{wanted.function} has no lines from {wanted.first!r} to {wanted.last!r}: mend ASSIGNMENTS")
+
+
+def squeezed(text):
+    return "".join(text.split())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("assignment", choices=ASSIGNMENTS)
+    parser.add_argument("target", type=Path, help="a folder that does not exist yet")
+    args = parser.parse_args()
+    if args.target.exists():
+        sys.exit(f"error: {args.target} exists already: name a new folder")
+    left_out = make_student(args.assignment, args.target)
+    print(f"{args.target}: to hand in {', '.join(ASSIGNMENTS[args.assignment])}; left out: {', '.join(left_out)}")
+
+
+if __name__ == "__main__":
+    main()

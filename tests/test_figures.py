@@ -1,0 +1,205 @@
+"""The pictures, pixel by pixel and point by point, and the table of results that the README shows."""
+
+import copy
+import json
+import warnings
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+import torch
+
+from minicnet import report
+from minicnet.checkpoints import CheckpointError
+from minicnet.figures import learning_curves, samples_sheet, save_figure
+
+BASE = [{"step": 0, "heldout_loss": 1.0}, {"step": 10, "loss": 0.7, "heldout_loss": 0.5},
+        {"step": 20, "loss": 0.4, "heldout_loss": 0.3}]
+CONTROL = [{"step": 0, "heldout_loss": 0.3, "heldout_loss_shuffled": 0.31, "edge_f1": 0.6},
+           {"step": 7, "loss": 0.2, "heldout_loss": 0.2, "heldout_loss_shuffled": 0.4, "edge_f1": 0.9}]
+
+
+def columns(C=1, H=4, W=6):
+    """Two rows: one column of edges, three of images, all of them different."""
+    generator = torch.Generator().manual_seed(0)
+    return {"edges": torch.rand(2, 1, 1, H, W, generator=generator) * 2 - 1,
+            "without control": torch.rand(2, 3, C, H, W, generator=generator) * 2 - 1}
+
+
+# Sheets
+
+
+@pytest.mark.parametrize("C", [1, 3])
+def test_every_image_is_at_its_place_in_a_gray_frame(C):
+    fig = samples_sheet(columns(C), "drawn, seed 0")
+    for ax, images in zip(fig.axes, columns(C).values(), strict=True):
+        picture = torch.tensor(ax.images[0].get_array())
+        assert picture.shape == (2 * 6, images.shape[1] * 8, 3)
+        inside = torch.zeros(picture.shape[:2], dtype=torch.bool)
+        for row in range(2):
+            for k in range(images.shape[1]):
+                place = slice(6 * row + 1, 6 * row + 5), slice(8 * k + 1, 8 * k + 7)
+                for colour in range(3):
+                    shown, image = picture[..., colour][place], images[row, k, colour % C]
+                    torch.testing.assert_close(shown, (image + 1) / 2)
+                inside[place] = True
+        assert (picture[~inside] == 0.5).all()
+
+
+def test_a_sheet_has_its_title_and_a_heading_over_each_column():
+    fig = samples_sheet(columns(), "drawn, seed 0: edge-F1 0.912")
+    assert fig.get_suptitle() == "drawn, seed 0: edge-F1 0.912"
+    assert [" ".join(ax.get_title().split()) for ax in fig.axes] == ["edges", "without control"]
+    assert not any(ax.axison for ax in fig.axes)
+
+
+def test_a_sheet_grows_with_its_images_and_these_are_square(tmp_path):
+    square = {name: images[..., :4] for name, images in columns().items()}
+    fig = samples_sheet(square, "a title")
+    save_figure(fig, tmp_path / "small.png")
+    sides = [ax.get_window_extent() for ax in fig.axes]
+    for side, images in zip(sides, (1, 3)):
+        assert side.width / images == pytest.approx(side.height / 2, rel=0.02)
+    save_figure(samples_sheet({name: images.repeat(4, 1, 1, 1, 1) for name, images in square.items()}, "a title"),
+                tmp_path / "large.png")
+    small, large = (matplotlib.image.imread(tmp_path / name) for name in ("small.png", "large.png"))
+    assert small.shape[1] == large.shape[1] and len(large) > 2 * len(small)
+
+
+def test_values_outside_the_range_are_clipped():
+    fig = samples_sheet({"images": torch.full((1, 1, 1, 2, 2), 1.5)}, "")
+    assert fig.axes[0].images[0].get_array().max() == 1
+
+
+# Curves
+
+
+def test_curves_go_through_the_numbers_of_the_histories():
+    fig = learning_curves(BASE, CONTROL, 0.65, "drawn, seed 0")
+    lines = {(ax.get_title(), line.get_label()): line.get_xydata().tolist() for ax in fig.axes for line in ax.lines}
+    base, control, follow = [ax.get_title() for ax in fig.axes]
+    assert lines[base, "training batches"] == [[10, 0.7], [20, 0.4]]
+    assert lines[base, "held-out images"] == [[0, 1], [10, 0.5], [20, 0.3]]
+    assert lines[control, "right edges"] == [[0, 0.3], [7, 0.2]]
+    assert lines[control, "edges of another image"] == [[0, 0.31], [7, 0.4]]
+    assert lines[follow, "with control"] == [[0, 0.6], [7, 0.9]]
+    assert [y for _, y in lines[follow, "floor: without control"]] == [0.65, 0.65]
+    assert [y for _, y in lines[follow, "ceiling: real images"]] == [1, 1]
+
+
+def test_curves_say_what_they_show():
+    fig = learning_curves(BASE, CONTROL, 0.65, "drawn, seed 0")
+    assert fig.get_suptitle() == "drawn, seed 0"
+    for ax in fig.axes:
+        assert ax.get_title() and ax.get_ylabel() and ax.get_xlabel() == "training step"
+        assert {text.get_text() for text in ax.get_legend().get_texts()} == {line.get_label() for line in ax.lines}
+
+
+def test_all_of_edge_f1_and_the_last_losses_are_in_view():
+    left, _, right = learning_curves(BASE, CONTROL, 0.4, "").axes
+    assert left.get_ylim()[0] == 0 and left.get_ylim()[1] > 0.4
+    assert right.get_ylim()[0] < 0.4 and right.get_ylim()[1] > 1
+
+
+@pytest.mark.parametrize("make", [
+    pytest.param(lambda: samples_sheet(columns(), "a title"), marks=pytest.mark.xfail(
+        strict=True, reason="numpy 2 warns that torch tensors do not know its copy=False")),
+    lambda: learning_curves(BASE, CONTROL, 0.65, "a title"), lambda: learning_curves(BASE[:1], CONTROL[:1], 0.65, "")],
+    ids=["sheet", "curves", "curves of one point"])
+def test_figures_are_made_without_a_warning(tmp_path, make):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_figure(make(), tmp_path / "figure.png")
+
+
+# Files
+
+
+def test_a_figure_is_saved_as_a_png_of_its_size_and_nothing_else(tmp_path):
+    fig = learning_curves(BASE, CONTROL, 0.65, "a title")
+    save_figure(fig, tmp_path / "deep" / "figure.png")
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["figure.png"]
+    picture = matplotlib.image.imread(tmp_path / "deep" / "figure.png")
+    assert picture.shape[1] == pytest.approx(150 * fig.get_figwidth(), abs=1) and picture[..., :3].std() > 0.05
+
+
+def test_a_figure_that_cannot_be_saved_says_so(tmp_path):
+    with pytest.raises(CheckpointError, match="cannot write"):
+        save_figure(learning_curves(BASE, CONTROL, 0.65, ""), tmp_path)
+
+
+# The README's table
+
+METRICS = {
+    "dataset": "drawn", "device": "cpu", "seed": 3, "torch": "2.0", "date": "2024-01-02", "images": 500,
+    "guidance": 2.0, "seconds": {"base": 61.2, "control": 30.7, "total": 150.0},
+    "base": {"parameters": 5, "steps": 70, "heldout_loss": 0.11111, "label_accuracy": 0.21, "frechet": 31.0},
+    "control": {"trainable_parameters": 6, "steps": 80, "heldout_loss": 0.22222, "heldout_loss_shuffled": 0.33333,
+                "edge_f1": 0.9116, "edge_f1_floor": 0.61, "edge_f1_ceiling": 1.0, "edge_f1_strict": 0.8,
+                "edge_f1_strict_floor": 0.4, "label_accuracy": 0.97, "label_accuracy_floor": 0.21, "frechet": 17.25},
+    "frechet_real": 12.0, "classifier_accuracy": 0.995}
+
+
+def rows(text):
+    return {cells[0]: cells[1:] for line in text.splitlines() if line.startswith("| ")
+            for cells in [[cell.strip() for cell in line.strip("|").split("|")]]}
+
+
+def test_the_table_holds_the_numbers_of_the_run():
+    cells = rows(report.table(METRICS))
+    assert cells[""] == ["base alone", "with control", "real images"]
+    assert cells["edge-F1, within one pixel"] == ["0.610", "0.912", "1.000"]
+    assert cells["edge-F1, strict"] == ["0.400", "0.800", "1.000"]
+    assert cells["label accuracy"] == ["0.210", "0.970", "0.995"]
+    assert cells["Frechet distance (less is better)"] == ["31.000", "17.250", "12.000"]
+    assert len(cells) == 5
+
+
+def test_the_table_says_what_was_run_where_and_when():
+    first, *_, last = report.table(METRICS).splitlines()
+    for fact in ("drawn", "seed 3", "cpu", "torch 2.0", "2024-01-02", "500 test images", "guidance 2"):
+        assert fact in first
+    for fact in ("0.2222 with the right edges", "0.3333 with those of other images", "0.1111 without control",
+                 "70 steps of the base in 61 s", "80 of the control in 31 s", "2.5 minutes"):
+        assert fact in last
+
+
+@pytest.fixture
+def readme(monkeypatch, tmp_path):
+    """A README to be rewritten, and two runs' metrics.json."""
+    monkeypatch.setattr(report, "__file__", str(tmp_path / "minicnet" / "report.py"))
+    (tmp_path / "README.md").write_text(f"# é\n\ntext \n{report.BEGIN}\nold | numbers\n{report.END}\n\n  the end", "utf-8")
+    for name in ("a", "b"):
+        metrics = copy.deepcopy(METRICS)
+        metrics["dataset"] = f"dataset {name}"
+        (tmp_path / f"{name}.json").write_text(json.dumps(metrics))
+    return tmp_path / "README.md"
+
+
+def test_the_readme_is_rewritten_between_the_markers_and_nowhere_else(readme, tmp_path):
+    for _ in range(2):  # the second time changes nothing
+        report.main([str(tmp_path / "b.json"), str(tmp_path / "a.json")])
+        first, second = (report.table(json.loads((tmp_path / name).read_text())) for name in ("a.json", "b.json"))
+        assert readme.read_text("utf-8") == (
+            f"# é\n\ntext \n{report.BEGIN}\n{first}\n\n{second}\n{report.END}\n\n  the end")
+
+
+@pytest.mark.parametrize("paths", [["nowhere.json"], ["a.json", "README.md"]])
+def test_a_run_that_cannot_be_read_leaves_the_readme_alone(readme, tmp_path, paths):
+    before = readme.read_bytes()
+    with pytest.raises((OSError, ValueError)):
+        report.main([str(tmp_path / path) for path in paths])
+    assert readme.read_bytes() == before
+
+
+def test_a_readme_without_markers_is_left_alone(readme, tmp_path):
+    readme.write_text("# é", "utf-8")
+    with pytest.raises(ValueError):
+        report.main([str(tmp_path / "a.json")])
+    assert readme.read_text("utf-8") == "# é"
+
+
+def test_our_readme_has_a_place_for_the_table():
+    text = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    assert text.count(report.BEGIN) == text.count(report.END) == 1
+    assert text.index(report.BEGIN) < text.index(report.END)
