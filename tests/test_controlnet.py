@@ -537,6 +537,18 @@ def test_at_the_start_a_controlled_block_is_the_block(randomised, make, args, co
     assert not torch.allclose(controlled(x, c, *args), expected)
 
 
+def test_at_the_start_the_copy_sees_what_the_locked_half_sees(base, fresh, randomised):
+    x, c = x_and_c(3)
+    seen = []
+    controlled = ControlledBlock(randomised(SelfAttention(16)), 16, 3)
+    controlled.copy.register_forward_pre_hook(lambda block, args: seen.append(args[0]))
+    controlled(x, c)
+    assert torch.equal(seen[0], x)
+    fresh.zero_skips[0].register_forward_pre_hook(lambda zero, args: seen.append(args[0]))
+    fresh(*inputs(), edges())
+    assert torch.equal(seen[1], base.encoder(*inputs())[0][0])
+
+
 @any_block
 def test_a_trained_controlled_block_follows_equation_2(randomised, make, args):
     """y_c = F(x; Θ) + Z(F(x + Z(c; Θz1); Θc); Θz2)"""

@@ -119,7 +119,8 @@ def true_noise(x_t, t):
 
 @pytest.mark.parametrize("error", [0, 0.1, 0.5, -2])
 def test_heldout_loss_is_the_mean_squared_error_of_the_guess(error):
-    assert heldout_loss(lambda x_t, t: true_noise(x_t, t) + error, SCHEDULE, IMAGES) == pytest.approx(error**2, abs=1e-4)
+    loss = heldout_loss(lambda x_t, t: true_noise(x_t, t) + error, SCHEDULE, IMAGES)
+    assert loss == pytest.approx(error**2, abs=1e-4)
 
 
 def test_each_image_counts_the_same():
@@ -194,7 +195,8 @@ def test_the_classifier_is_ready_to_measure_with(digits, classifier):
 
 def test_the_classifier_depends_on_the_seed_alone(digits):
     def weights(seed):
-        return torch.cat([p.flatten() for p in train_classifier(*digits, steps=3, batch_size=8, seed=seed).parameters()])
+        classifier = train_classifier(*digits, steps=3, batch_size=8, seed=seed)
+        return torch.cat([p.flatten() for p in classifier.parameters()])
 
     first = weights(0)
     torch.manual_seed(77)

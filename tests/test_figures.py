@@ -40,7 +40,7 @@ def test_every_image_is_at_its_place_in_a_gray_frame(C):
             for k in range(images.shape[1]):
                 place = slice(6 * row + 1, 6 * row + 5), slice(8 * k + 1, 8 * k + 7)
                 for colour in range(3):
-                    shown, image = picture[..., colour][place], images[row, k, colour % C]
+                    shown, image = picture[..., colour][place], images[row, k, colour % images.shape[2]]
                     torch.testing.assert_close(shown, (image + 1) / 2)
                 inside[place] = True
         assert (picture[~inside] == 0.5).all()
@@ -168,7 +168,8 @@ def test_the_table_says_what_was_run_where_and_when():
 def readme(monkeypatch, tmp_path):
     """A README to be rewritten, and two runs' metrics.json."""
     monkeypatch.setattr(report, "__file__", str(tmp_path / "minicnet" / "report.py"))
-    (tmp_path / "README.md").write_text(f"# é\n\ntext \n{report.BEGIN}\nold | numbers\n{report.END}\n\n  the end", "utf-8")
+    text = f"# é\n\ntext \n{report.BEGIN}\nold | numbers\n{report.END}\n\n  the end"
+    (tmp_path / "README.md").write_text(text, "utf-8")
     for name in ("a", "b"):
         metrics = copy.deepcopy(METRICS)
         metrics["dataset"] = f"dataset {name}"

@@ -1,0 +1,47 @@
+"""Every notebook runs from top to bottom, and is kept as it ran."""
+
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+REDUCED = {  # knobs of the parameters cell, turned down for a quick run
+    "01_noise": dict(TRIES=500),
+    "02_sampling": dict(PARTICLES=200, STEPS=[2, 10, 100]),
+    "04_zero_convolution": dict(BATCH=4, STEPS=3),
+}
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_from_top_to_bottom(path, tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    shutil.copytree(ROOT / "minicnet", tmp_path / "minicnet")
+    notebook = nbformat.read(path, as_version=4)
+    parameters = code_cells(notebook)[0]
+    for name, value in REDUCED[path.stem].items():
+        parameters.source, found = re.subn(rf"(?m)^{name} = .*$", f"{name} = {value!r}", parameters.source)
+        assert found == 1, f"{path.stem} has no parameter {name}"
+    folder = {"metadata": {"path": str(tmp_path / "notebooks")}}
+    NotebookClient(notebook, timeout=120, kernel_name="python3", resources=folder).execute()  # raises if a cell does
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_kept_with_the_outputs_of_one_run_in_order(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    cells = code_cells(notebook)
+    assert "parameters" in cells[0].metadata.tags
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert outputs and not any(output.output_type == "error" for output in outputs)
+    assert not re.search(r"/(home|root|tmp|work|Users)/", path.read_text()), "an absolute path inside"
+    assert path.stat().st_size < 400_000
