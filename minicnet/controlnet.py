@@ -119,6 +119,7 @@ class ControlNet(nn.Module):
         condition: (B, condition_channels, H, W) in [0, 1], or, instead, hint: what `encode` made of it, so that a
         sampler can do that once and not at every step. Returns a Control for `unet(x_t, t, label, control=...)`.
         """
+        self.encoder.check(x_t, t, label)
         if hint is None:
             hint = self.encode(condition)
         first = self.encoder.first(x_t)  # (B, C, h, w)
@@ -133,10 +134,11 @@ class ControlNet(nn.Module):
 
         Raises ValueError for another number of channels, or values outside [0, 1].
         """
-        channels = self.condition_encoder[0].in_channels
-        if condition.ndim != 4 or condition.shape[1] != channels:
-            raise ValueError(f"this ControlNet reads conditions of shape (B, {channels}, H, W), "
-                             f"but got one of {tuple(condition.shape)}")
+        channels, patch = self.condition_encoder[0].in_channels, self.encoder.patch
+        shape = () if condition is None else condition.shape
+        if len(shape) != 4 or shape[1] != channels or shape[2] % patch or shape[3] % patch:
+            raise ValueError(f"conditions here are of shape (B, {channels}, H, W), H and W multiples of {patch}, "
+                             f"but this is {tuple(shape) or None}")
         if not (condition.min() >= 0 and condition.max() <= 1):  # also refuses NaN
             raise ValueError("a condition must lie in [0, 1]: edges are 0 or 1, colours are not in [-1, 1] here")
         return self.condition_encoder(condition)

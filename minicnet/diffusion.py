@@ -100,8 +100,10 @@ def diffusion_loss(eps_model, schedule, x_0, t, eps):
 
     x_0: (B, ...) images in [-1, 1]. t: (B,) timesteps and eps: noise like x_0 from N(0, I), drawn by the caller.
     """
-    x_t = schedule.add_noise(x_0, eps, t)
-    return F.mse_loss(eps_model(x_t, t).float(), eps)
+    guess = eps_model(schedule.add_noise(x_0, eps, t), t)
+    if guess.shape != eps.shape:
+        raise ValueError(f"eps_model gave {tuple(guess.shape)} for images of shape {tuple(eps.shape)}")
+    return F.mse_loss(guess, eps)
 
 
 def guided(eps_model, conditional, unconditional, w):

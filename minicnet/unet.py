@@ -17,7 +17,7 @@ from torch import nn
 
 
 def timestep_embedding(t, dim):
-    """Sines and cosines of t at dim/2 frequencies, from 1 down to 1/10000 in equal ratios. t: (B,) -> (B, dim)."""
+    """Sines and cosines of t at dim/2 frequencies, from 1 down towards 1/10000. t: (B,) -> (B, dim), float32."""
     frequencies = torch.exp(-math.log(10_000) * torch.arange(dim // 2, device=t.device) / (dim // 2))
     angles = t[:, None].float() * frequencies  # (B, dim/2)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -100,7 +100,10 @@ class Encoder(nn.Module):
 
     def __init__(self, in_channels, num_labels, channels, multipliers, blocks, patch):
         super().__init__()
-        self.channels, self.patch = channels, patch
+        if patch not in (1, 2, 4):
+            raise ValueError(f"patch must be 1, 2 or 4, not {patch}")
+        self.in_channels, self.num_labels, self.channels, self.patch = in_channels, num_labels, channels, patch
+        self.multiple = patch * 2 ** (len(multipliers) - 1)  # height and width must be multiples of this
         widths = [channels * m for m in multipliers]
         emb_channels = 4 * channels
         self.time = nn.Sequential(nn.Linear(channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels))
@@ -127,7 +130,8 @@ class Encoder(nn.Module):
 
     def embed(self, t, label):
         """What every block is told of timestep and label. t, label: (B,) -> (B, E)"""
-        return F.silu(self.time(timestep_embedding(t, self.channels)) + self.label(label))
+        waves = timestep_embedding(t, self.channels).to(self.label.weight.dtype)
+        return F.silu(self.time(waves) + self.label(label))
 
     def first(self, x_t):
         """The first convolution, after each patch of pixels has become one of more channels. -> (B, C, H/p, W/p)"""
@@ -142,9 +146,22 @@ class Encoder(nn.Module):
         return skips, self.middle(h, emb)
 
     def forward(self, x_t, t, label):
+        self.check(x_t, t, label)
         emb = self.embed(t, label)
         skips, middle = self.rest(self.first(x_t), emb)
         return skips, middle, emb
+
+    def check(self, x_t, t, label):
+        """Raises ValueError unless x_t (B, C, H, W), t (B,) and label (B,) fit together and this network."""
+        if x_t.ndim != 4 or x_t.shape[1] != self.in_channels or any(side % self.multiple for side in x_t.shape[2:]):
+            raise ValueError(f"x_t must be (B, {self.in_channels}, H, W), H and W multiples of {self.multiple}, "
+                             f"but is {tuple(x_t.shape)}")
+        if t.shape != x_t.shape[:1] or label.shape != x_t.shape[:1] or label.dtype != torch.int64:
+            raise ValueError(f"t and label must hold one integer for each of the {len(x_t)} images, but are "
+                             f"{t.dtype} {tuple(t.shape)} and {label.dtype} {tuple(label.shape)}")
+        if label.device.type == "cpu" and label.numel() and not 0 <= label.min() <= label.max() <= self.num_labels:
+            raise ValueError(f"labels run from 0 to {self.num_labels - 1}, and {self.num_labels} is the null label, "
+                             f"but label holds {label.min()} .. {label.max()}")
 
 
 class Decoder(nn.Module):
@@ -191,37 +208,23 @@ class UNet(nn.Module):
         super().__init__()
         self.settings = dict(in_channels=in_channels, num_labels=num_labels, channels=channels,
                              multipliers=list(multipliers), blocks=blocks, patch=patch)
-        self.in_channels, self.null_label = in_channels, num_labels
-        self.multiple = patch * 2 ** (len(multipliers) - 1)  # height and width must be multiples of this
+        self.null_label = num_labels
         self.encoder = Encoder(in_channels, num_labels, channels, multipliers, blocks, patch)
         self.decoder = Decoder(in_channels, self.encoder.skip_channels, channels, multipliers, blocks, patch)
         self.share = nn.Linear(4 * channels, 1)
         # Zero-inits: at first each block passes on what it is given, and the network guesses that there is no noise.
-        for module in self.modules():
-            if isinstance(module, ResBlock):
-                nn.init.zeros_(module.conv2.weight)
-            if isinstance(module, SelfAttention):
-                nn.init.zeros_(module.proj.weight)
-        nn.init.zeros_(self.decoder.conv_out.weight)
-        nn.init.zeros_(self.share.weight)
+        last = [self.decoder.conv_out, self.share]
+        last += [module.conv2 for module in self.modules() if isinstance(module, ResBlock)]
+        last += [module.proj for module in self.modules() if isinstance(module, SelfAttention)]
+        for layer in last:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, x_t, t, label, control=None):
-        """x_t: (B, C, H, W); t, label: (B,) integers; control: a Control (controlnet.py) or None. Returns eps like x_t.
-
-        Raises ValueError if these do not fit together or the network.
-        """
-        self._check(x_t, t, label)
+        """x_t: (B, C, H, W); t, label: (B,) integers; control: a Control or None. Returns eps like x_t, or ValueError."""
         skips, middle, emb = self.encoder(x_t, t, label)
         if control is not None:  # added to what the decoder gets, never to what the encoder goes on with
             skips = [skip + residual.to(skip.dtype) for skip, residual in zip(skips, control.skips, strict=True)]
             middle = middle + control.middle.to(middle.dtype)
         # Where there is nearly nothing but noise, eps is nearly x_t: the decoder need not copy that, only correct it.
         return self.decoder(skips, middle, emb) + self.share(emb)[:, :, None, None] * x_t
-
-    def _check(self, x_t, t, label):
-        if x_t.ndim != 4 or x_t.shape[1] != self.in_channels or any(side % self.multiple for side in x_t.shape[2:]):
-            raise ValueError(f"x_t must be (B, {self.in_channels}, H, W), H and W multiples of {self.multiple}, "
-                             f"but is {tuple(x_t.shape)}")
-        if t.shape != x_t.shape[:1] or label.shape != x_t.shape[:1]:
-            raise ValueError(f"t and label must hold one integer for each of the {len(x_t)} images, "
-                             f"but have shapes {tuple(t.shape)} and {tuple(label.shape)}")

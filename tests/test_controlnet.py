@@ -296,6 +296,13 @@ def test_the_frozen_encoder_keeps_no_graph_and_the_decoder_passes_the_gradient_o
     assert all(residual.grad.any() for residual in tensors(control))
 
 
+def test_every_residual_teaches_the_copy_and_the_condition_encoder(trained):
+    for residual in tensors(trained(*inputs(), edges())):
+        first = trained.encoder.conv_in.weight, trained.condition_encoder[0].weight
+        gradients = torch.autograd.grad(residual.square().sum(), first, retain_graph=True)
+        assert all(gradient.any() for gradient in gradients)
+
+
 # Where things sit
 
 
@@ -456,14 +463,21 @@ def test_a_fresh_net_adds_nothing_to_a_trained_one(base, fresh, trained):
 
 @pytest.mark.parametrize("shape", [(3, 2, 8, 8), (3, 8, 8), (8, 8), (3, 1, 8)])
 def test_conditions_of_another_kind_are_refused(fresh, shape):
-    with pytest.raises(ValueError, match=r"of shape \(B, 1, H, W\), but got"):
+    with pytest.raises(ValueError, match=r"of shape \(B, 1, H, W\)"):
         fresh(*inputs(), torch.zeros(shape))
 
 
-@pytest.mark.parametrize("shape", [(3, 1, 4, 4), (3, 1, 9, 9), (3, 1, 2, 2), (3, 1, 8, 2), (3, 1, 8, 7), (2, 1, 8, 8)])
+@pytest.mark.parametrize("shape", [(3, 1, 4, 4), (3, 1, 9, 9), (3, 1, 2, 2), (3, 1, 8, 2), (3, 1, 8, 7), (2, 1, 8, 8),
+                                   (1, 1, 8, 8)])
 def test_conditions_of_another_size_than_the_images_are_refused(fresh, shape):
     with pytest.raises(ValueError):
         fresh(*inputs(), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 2, 2), (3, 16, 1, 1), (1, 16, 4, 4), (3, 1, 4, 4), (3, 1, 8, 8)])
+def test_hints_of_another_size_than_the_images_are_refused(fresh, shape):
+    with pytest.raises(ValueError):
+        fresh(*inputs(), hint=torch.zeros(shape))
 
 
 @pytest.mark.parametrize("value", [-0.01, 1.01, 255, math.nan, math.inf, -math.inf])

@@ -90,7 +90,7 @@ def test_a_batch_depends_on_seed_and_step_alone():
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("other", [dict(step=8, seed=3), dict(step=7, seed=4)])
+@pytest.mark.parametrize("other", [dict(step=8, seed=3), dict(step=7, seed=4), dict(step=6, seed=4)])
 def test_another_step_or_seed_draws_other_images_labels_times_and_noise(other):
     for a, b in zip(batch(step=7, seed=3), batch(**other), strict=True):
         assert not torch.equal(a, b)
@@ -193,17 +193,18 @@ def test_a_cpu_computes_in_bf16_only_if_it_has_instructions_for_it(monkeypatch, 
 # The loop
 
 
-def by_hand(steps, learning_rate, seed=0, batch_size=4):
-    """What `train` says it does, written again. Returns the averaged network and the losses."""
-    net, average = tiny_net(scale=5), tiny_net(scale=5)
+def by_hand(scale, steps, learning_rate, seed=0, batch_size=4):
+    """What `train` says it does, written again. Returns the averaged network, losses and lengths of gradients."""
+    net, average = tiny_net(scale), tiny_net(scale)
     optimizer = torch.optim.AdamW(net.parameters(), betas=(0.9, 0.99), weight_decay=0.01, foreach=False)
-    losses = []
+    losses, norms = [], []
     for step in range(steps):
         x_0, _, t, eps = batch(step, seed, batch_size=batch_size)
         loss = (net(SCHEDULE.add_noise(x_0, eps, t)) - eps).square().mean()
         losses.append(loss.item())
         grads = torch.autograd.grad(loss, net.parameters())
         norm = torch.cat([grad.flatten() for grad in grads]).norm()
+        norms.append(norm.item())
         for parameter, grad in zip(net.parameters(), grads):
             parameter.grad = grad / max(1, norm)
         warm_up, cosine = min(1, (step + 1) / (1 + steps // 10)), (1 + math.cos(math.pi * step / steps)) / 2
@@ -213,20 +214,21 @@ def by_hand(steps, learning_rate, seed=0, batch_size=4):
         with torch.no_grad():
             for a, b in zip(average.parameters(), net.parameters()):
                 a.copy_(decay * a + (1 - decay) * b)
-    return average, losses
+    return average, losses, norms
 
 
 def test_train_is_clipped_adamw_on_the_diffusion_loss_and_an_average_of_the_weights(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {})  # float32 on every machine
-    net, history, _ = fit(tmp_path / "base.pt", tiny_net(scale=5))
-    average, losses = by_hand(25, 1e-2)
+    net, history, _ = fit(tmp_path / "base.pt", tiny_net(scale=0.3), learning_rate=3e-2)
+    average, losses, norms = by_hand(0.3, 25, 3e-2)
+    assert min(norms) < 0.9 and max(norms) > 1.5  # some are clipped, some are not
     for a, b in zip(net.parameters(), average.parameters()):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     assert [row["step"] for row in history] == [0, 10, 20, 25]
     assert "loss" not in history[0]
     for row, part in zip(history[1:], (losses[:10], losses[10:20], losses[20:])):
         assert row["loss"] == pytest.approx(sum(part) / len(part), rel=1e-4)
-    assert history[0]["heldout_loss"] == size_of(tiny_net(scale=5))["heldout_loss"]
+    assert history[0]["heldout_loss"] == size_of(tiny_net(scale=0.3))["heldout_loss"]
     assert history[-1]["heldout_loss"] == size_of(net)["heldout_loss"]
 
 
@@ -377,6 +379,28 @@ def test_a_run_stopped_twice_ends_like_one_that_was_not(tmp_path, undisturbed):
     assert (resumed_history, fingerprint(resumed)) == (history, fingerprint(net))
 
 
+@pytest.mark.xfail(strict=True, reason="Ctrl-C after losses are read and before a save: those read later are lost")
+def test_it_does_not_matter_when_in_a_step_ctrl_c_comes(tmp_path, monkeypatch, undisturbed):
+    class Requests(list):
+        """Is empty when it is looked at, until a certain look."""
+
+        def __init__(self, look):
+            self.looks_left = look
+
+        def __bool__(self):
+            self.looks_left -= 1
+            return self.looks_left <= 0
+
+    _, net, history = undisturbed
+    for look in range(28, 44):  # the loop looks up to three times a step
+        path = tmp_path / f"{look}.pt"
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(training, "deferred_interrupt", lambda look=look: contextlib.nullcontext(Requests(look)))
+            fit(path)
+        resumed, resumed_history, _ = fit(path, resume=True)
+        assert (resumed_history, fingerprint(resumed)) == (history, fingerprint(net))
+
+
 def test_a_resumed_run_takes_only_the_steps_that_are_left_and_adds_up_the_time(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(training.time, "perf_counter", lambda: now[0])
@@ -486,7 +510,7 @@ def spoilt(step, value):
 @pytest.mark.parametrize("step, kept", [(1, 0), (3, 0), (11, 10), (14, 10), (20, 10), (21, 20), (25, 20)])
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_weights(tmp_path, step, kept, value):
     path = tmp_path / "base.pt"
-    with pytest.raises(TrainingError, match=rf"became {value} at step {step}; .*base\.pt keeps"):
+    with pytest.raises(TrainingError, match=rf"became (nan|inf) at step {step}; .*base\.pt keeps"):
         fit(path, eps_model=spoilt(step, value))
     checkpoint = load_checkpoint(path, {"kind": "base"})
     assert checkpoint["step"] == kept

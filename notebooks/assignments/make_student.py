@@ -3,7 +3,7 @@
     python notebooks/assignments/make_student.py a2 ../a2-student
 
 The library is the reference solution. Signatures and docstrings stay and state the problem; bodies go. What else would
-give them away is left out: the tests of the same file, notebooks that hold one of the lines, outputs of notebooks,
+give them away is left out: the tests of the same file, notebooks that hold one of the lines, outputs that print one,
 history, and what belongs to the lecturer.
 """
 
@@ -86,13 +86,15 @@ def make_student(name, target):
     for file, blanks in ASSIGNMENTS[name].items():
         text, removed = blank((target / file).read_text(), blanks)
         (target / file).write_text(text)
-        answers += [squeezed(line) for line in removed if len(squeezed(line)) > 25]
+        answers += [squeezed(line) for line in removed if len(squeezed(line)) > 20]
         too_much.append(target / "tests" / f"test_{Path(file).name}")
     for notebook in (target / "notebooks").rglob("*.ipynb"):
         content = json.loads(notebook.read_text())
+        handout = notebook.stem == name
         for cell in content["cells"]:
-            if cell["cell_type"] == "code":
-                cell["outputs"], cell["execution_count"] = [], None
+            printed = squeezed("".join("".join(output.get("text", "")) for output in cell.get("outputs", [])))
+            if cell["cell_type"] == "code" and (handout or any(answer in printed for answer in answers)):
+                cell.update(outputs=[], **{"execution_count": None} if handout else {})
         notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
         if any(answer in squeezed("".join(cell["source"])) for cell in content["cells"] for answer in answers):
             too_much.append(notebook)

@@ -14,8 +14,8 @@ import pytest
 import torch
 from _pytest.runner import runtestprotocol
 
-TIME_LIMIT = 10  # seconds for a test; each takes less than one
-SHORT_LIMIT = 3  # after one ran out of time: an endless loop may be met in many tests
+TIME_LIMIT = 5  # seconds for a test; each takes a small part of one
+SHORT_LIMIT = 2  # after one ran out of time: an endless loop may be met in many tests
 
 
 def pytest_addoption(parser):
@@ -106,6 +106,7 @@ def run_apart(item):
             signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process: no `except` can stop it
             signal.alarm(time_limit)
             torch.set_num_threads(1)  # a pool of threads does not survive the fork
+            item.config.option.tbstyle = "native"  # the quickest: `explanation` replaces tracebacks
             to_json = item.config.hook.pytest_report_to_serializable
             reports = [to_json(config=item.config, report=report) for report in runtestprotocol(item, log=False)]
             with open(writing, "w") as pipe:

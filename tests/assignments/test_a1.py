@@ -148,6 +148,8 @@ def refuses(function):
             function(*arguments)
         except ValueError:
             continue
+        except NotImplementedError:
+            raise
         except (IndexError, RuntimeError):
             pass
         check(False, hint.format(what))
@@ -313,7 +315,7 @@ class TestGuidance:
     def test_it_costs_one_call(self, model):
         self.run(model, 3.0)
         check(model.batches == [4], "both answers can be had in one call with a batch of 2B")
-        for w, expected in {1: [12.0, 24.0], 0: [9.0, 19.0], 1.0: [12.0, 24.0]}.items():
+        for w, expected in {1: [12.0, 24.0], 0: [9.0, 19.0]}.items():
             model.batches.clear()
             check(close(self.run(model, w)[:, 0], expected), f"w = {w} needs one of the two answers only: which?")
             check(model.batches == [2], f"w = {w} needs one of the two answers only, so one batch of B")
