@@ -13,9 +13,12 @@ import argparse
 import datetime
 import itertools
 import json
+import os
 import sys
 import time
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads: threads that spin starve a busy machine
 
 import torch
 
@@ -28,7 +31,7 @@ from minicnet.evaluation import edge_f1, frechet_distance, heldout_loss, label_a
 from minicnet.figures import learning_curves, samples_sheet, save_figure
 from minicnet.report import table
 from minicnet.sample import generate
-from minicnet.training import TrainingError, pick_device, train
+from minicnet.training import TrainingError, pick_device, train, whole_number
 from minicnet.unet import UNet
 
 FULL = dict(base_steps=3600, control_steps=600, batch_size=16, classifier_steps=500, measure=500)
@@ -71,7 +74,8 @@ def main(args):
         unet, base_eps, schedule, images, labels, steps=args.base_steps, drop_labels=0.1, path=args.out / "base.pt",
         about=about, evaluate=look_at_base, evaluate_every=max(10, args.base_steps // 12), **settings)
     seconds = {"base": base_seconds or previous.get("base", 0.0)}
-    write_json(args.out / "metrics.json", {"seconds": seconds})
+    if base_seconds:
+        write_json(args.out / "metrics.json", {"seconds": seconds})
 
     # 3. It is locked. A copy of its encoder learns to read edges, and speaks to it through zero convolutions alone.
     freeze(unet)
@@ -96,7 +100,8 @@ def main(args):
         evaluate_every=max(10, args.control_steps // 20), **settings)
     freeze(control_net)
     seconds["control"] = control_seconds or previous.get("control", 0.0)
-    write_json(args.out / "metrics.json", {"seconds": seconds})
+    if control_seconds:
+        write_json(args.out / "metrics.json", {"seconds": seconds})
 
     # 4. How good is it? On test images: the same labels and the same noise, without control and with it.
     print(f"measuring on {len(test_images)} test images")
@@ -184,7 +189,7 @@ def parse_arguments(argv=None):
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where datasets are, or are downloaded to")
     parser.add_argument("--out", type=Path, default=Path("runs/mnist-edges"), help="the run folder")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole_number, default=0)
     parser.add_argument("--base-steps", type=positive, help=f"default: {FULL['base_steps']}")
     parser.add_argument("--control-steps", type=positive, help=f"default: {FULL['control_steps']}")
     parser.add_argument("--batch-size", type=positive, help=f"default: {FULL['batch_size']}")
@@ -198,9 +203,9 @@ def parse_arguments(argv=None):
 
 
 def positive(text):
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    number = whole_number(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("0 is too few")
     return number
 
 

@@ -25,7 +25,10 @@ def zero_conv(in_channels, out_channels=None):
 
 
 def freeze(module):
-    """Locks a trained module, Θ: eval mode, and no parameter asks for, or keeps, a gradient. Returns the module."""
+    """Locks a trained module, Θ, and returns it: eval mode, no parameter asks for a gradient or keeps one.
+
+    Gradient still flows through it, from a decoder's output to the residuals that a control adds before it.
+    """
     module.zero_grad(set_to_none=True)
     return module.eval().requires_grad_(False)
 
@@ -65,7 +68,7 @@ class ControlledBlock(nn.Module):
 class Control:
     """What one ControlNet, or a sum of several, adds to the base: a residual for each skip and one for the middle.
 
-    `a + b` sums two conditions, with no weights (section 3.4); `s * a` sets the strength of one.
+    `a + b` and `sum([a, b])` add conditions up, with no weights (section 3.4); `s * a` sets the strength of one.
     """
 
     skips: list  # of (B, C, H, W), the first convolution's first

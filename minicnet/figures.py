@@ -18,7 +18,7 @@ def samples_sheet(columns, title):
         framed = F.pad((images.cpu() + 1) / 2, (1, 1, 1, 1), value=0.5)  # a gray hairline around each image
         R, K, C, H, W = framed.shape
         picture = framed.permute(0, 3, 1, 4, 2).reshape(R * H, K * W, C).clamp(0, 1)  # rows of pixels, colours last
-        ax.imshow(picture.expand(-1, -1, 3), interpolation="nearest")
+        ax.imshow(picture.expand(-1, -1, 3).numpy(), interpolation="nearest")
         ax.set_title(heading.replace(" without", "\nwithout"), fontsize=9)
         ax.axis("off")
     fig.suptitle(title, fontsize=11)

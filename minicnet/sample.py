@@ -8,6 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.image import imread
@@ -16,7 +17,7 @@ from minicnet.checkpoints import CheckpointError, load_base, load_control
 from minicnet.conditions import canny
 from minicnet.diffusion import NoiseSchedule, guided, sample_ddim
 from minicnet.figures import samples_sheet, save_figure
-from minicnet.training import TrainingError, pick_device
+from minicnet.training import TrainingError, pick_device, whole_number
 
 
 @torch.no_grad()
@@ -44,11 +45,15 @@ def generate(unet, schedule, label, x_T, controls=(), *, guidance=1.0, steps=20,
 def read_picture(path):
     """An image file as gray values (1, 1, H, W) in [0, 1]. Raises ValueError if it cannot be read as an image."""
     try:
-        pixels = torch.tensor(imread(path))  # (H, W), (H, W, 3) or (H, W, 4), of bytes or of floats in [0, 1]
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"cannot read {path} as an image: {error}") from error
-    pixels = pixels.float() / (1 if pixels.is_floating_point() else 255)
-    return (pixels[..., :3].mean(-1) if pixels.ndim == 3 else pixels)[None, None]
+        pixels = imread(path)  # (H, W), (H, W, 3) or (H, W, 4), whole numbers, or floats in [0, 1]
+    except Exception as error:  # what a damaged file makes of the reader cannot be foreseen
+        reason = " ".join(str(error).split())
+        raise ValueError(f"cannot read {path} as an image: {reason}") from error
+    white = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "iu" else 1
+    pixels = torch.tensor(pixels / white).float()
+    if pixels.ndim == 3 and pixels.shape[2] == 4:
+        pixels = pixels[..., :3] * pixels[..., 3:] + 1 - pixels[..., 3:]  # on white paper
+    return (pixels.mean(-1) if pixels.ndim == 3 else pixels)[None, None]
 
 
 def edges_from_picture(picture, size):
@@ -71,7 +76,7 @@ def main(argv=None):
     parser.add_argument("--guidance", type=float, default=1.0, help="strength of the label: 1 is no guidance")
     parser.add_argument("--steps", type=int, default=30, help="DDIM steps")
     parser.add_argument("--count", type=int, default=8, help="how many images")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole_number, default=0)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     parser.add_argument("--out", type=Path, default=Path("samples.png"))
     args = parser.parse_args(argv)

@@ -4,9 +4,12 @@ Data order and noise depend on seed and step alone, and a checkpoint holds all t
 stopped and resumed takes the same steps as one that is not.
 """
 
+import argparse
 import copy
 import math
 import signal
+import sys
+import threading
 import time
 from contextlib import contextmanager
 
@@ -34,6 +37,14 @@ def pick_device(name):
     if not available.get(name):
         raise TrainingError(f"there is no device {name!r} here that torch can use: try --device auto or --device cpu")
     return torch.device(name)
+
+
+def whole_number(text):
+    """The value of a command-line flag such as --seed: 0 .. 10^9."""
+    number = int(text)
+    if not 0 <= number <= 10**9:
+        raise argparse.ArgumentTypeError(f"{text} does not lie in 0 .. 10^9")
+    return number
 
 
 def autocast(device):
@@ -74,6 +85,9 @@ def draw_batch(step, seed, images, labels, *, batch_size, null_label, drop_label
 def deferred_interrupt():
     """Within, a first Ctrl-C only fills the list that this yields, so that the step can end; a second stops at once."""
     requests = []
+    if threading.current_thread() is not threading.main_thread():  # only the main thread hears of Ctrl-C
+        yield requests
+        return
 
     def remember(number, frame):
         if requests:
@@ -106,7 +120,9 @@ def train(net, eps_model, schedule, images, labels, *, steps, batch_size, learni
     step, seconds, losses, history = 0, 0.0, [], []
     if resume and path.exists():
         checkpoint = load_checkpoint(path, about)
-        step, history = checkpoint["step"], checkpoint["history"]
+        step = checkpoint["step"]
+        # Names as one object each, like those of rows made here: or pickle would write the same history in other bytes.
+        history = [{sys.intern(name): value for name, value in row.items()} for row in checkpoint["history"]]
         net.load_state_dict(checkpoint["weights"])
         if step == steps:
             return history, 0.0
@@ -117,6 +133,9 @@ def train(net, eps_model, schedule, images, labels, *, steps, batch_size, learni
         losses, seconds = training["losses"], training["seconds"]
 
     def save():
+        if not all(parameter.isfinite().all() for parameter in average.parameters()):
+            raise TrainingError(f"the weights are no longer finite after step {step}; {path} keeps the last good ones, "
+                                "a lower learning rate or another --seed may help")
         checkpoint = {**about, "step": step, "history": history, "weights": average.state_dict()}
         if step < steps:  # a finished net is its weights, and nothing that differs from one run to the next
             checkpoint["training"] = {"weights": net.state_dict(), "optimizer": optimizer.state_dict(),
@@ -124,7 +143,7 @@ def train(net, eps_model, schedule, images, labels, *, steps, batch_size, learni
         save_checkpoint(path, checkpoint)
 
     start = time.perf_counter()
-    if step == 0:
+    if not history:
         history.append({"step": 0, **evaluate(average)})
         save()  # a folder that cannot be written to is noticed before an hour of training, not after
     net.train()
@@ -143,12 +162,14 @@ def train(net, eps_model, schedule, images, labels, *, steps, batch_size, learni
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()
             decay = min(EMA_DECAY, (1 + step) / (10 + step))  # short at first, when the weights are still random
-            torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
+            with torch.no_grad():
+                torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
             step += 1
 
             unread.append(loss.detach())
             evaluating = step % evaluate_every == 0 or step == steps
-            if step % READ_EVERY == 0 or evaluating or interrupts:
+            stopping = bool(interrupts)  # asked once: Ctrl-C may come at any line
+            if step % READ_EVERY == 0 or evaluating or stopping:
                 values, unread = torch.stack(unread).tolist(), []
                 for i, value in enumerate(values, start=step - len(values) + 1):
                     if not math.isfinite(value):
@@ -161,9 +182,9 @@ def train(net, eps_model, schedule, images, labels, *, steps, batch_size, learni
             if evaluating:
                 history.append({"step": step, "loss": sum(losses) / len(losses), **evaluate(average)})
                 losses = []
-            if evaluating or interrupts:
+            if evaluating or stopping:
                 save()
-            if interrupts:
+            if stopping:
                 raise KeyboardInterrupt
     net.load_state_dict(average.state_dict())
     net.eval()

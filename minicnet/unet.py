@@ -17,7 +17,7 @@ from torch import nn
 
 
 def timestep_embedding(t, dim):
-    """Sines and cosines of t at dim/2 frequencies, from 1 down towards 1/10000. t: (B,) -> (B, dim), float32."""
+    """Sines, then cosines, of t times 10000^(-i / (dim/2)), i = 0 .. dim/2 - 1. t: (B,) -> (B, dim), float32."""
     frequencies = torch.exp(-math.log(10_000) * torch.arange(dim // 2, device=t.device) / (dim // 2))
     angles = t[:, None].float() * frequencies  # (B, dim/2)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -43,7 +43,10 @@ class ResBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Every pixel looks at all the others and takes from them what it needs: x + proj(softmax(q k^T / sqrt(d)) v)."""
+    """Every pixel looks at all the others and takes from them what it needs: x + proj(softmax(q k^T / sqrt(d)) v).
+
+    The channels that `qkv` makes are all of q, then of k, then of v, each of them head after head.
+    """
 
     def __init__(self, channels, heads=4):
         super().__init__()
@@ -221,7 +224,7 @@ class UNet(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x_t, t, label, control=None):
-        """x_t: (B, C, H, W); t, label: (B,) integers; control: a Control or None. Returns eps like x_t, or ValueError."""
+        """x_t: (B, C, H, W); t, label: (B,); control: a Control or None. Returns eps like x_t, or raises ValueError."""
         skips, middle, emb = self.encoder(x_t, t, label)
         if control is not None:  # added to what the decoder gets, never to what the encoder goes on with
             skips = [skip + residual.to(skip.dtype) for skip, residual in zip(skips, control.skips, strict=True)]

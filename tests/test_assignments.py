@@ -241,7 +241,8 @@ WRONG = [
         B, C, H, W = x.shape
         qkv = self.qkv(self.norm(x)).view(B, 3, self.heads, C // self.heads, H * W)
         q, k, v = qkv.transpose(-1, -2).unbind(1)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(B, C, H, W))"""}, "x itself"),
+        out = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(B, C, H, W)
+        return self.proj(out)"""}, "x itself"),
     ("a2", "TestSelfAttention", "scaled by all channels", {"SelfAttention.forward": """
         B, C, H, W = x.shape
         qkv = self.qkv(self.norm(x)).view(B, 3, self.heads, C // self.heads, H * W)
@@ -356,7 +357,7 @@ WRONG = [
         return Control(skips, middle)"""}, "residuals are zero"),
     ("a3", "TestControlNet", "zero convolutions in the wrong order", {"ControlNet.forward": """
         skips, middle = self.encoder.rest(self.encoder.first(x_t) + hint, self.encoder.embed(t, label))
-        return Control([zero(skip) for zero, skip in zip(reversed(self.zero_skips), skips)], self.zero_middle(middle))"""},
+        return Control([zero(skip) for zero, skip in zip(self.zero_skips[::-1], skips)], self.zero_middle(middle))"""},
      "zero convolution i"),
     ("a3", "TestControlNet", "label forgotten", {"ControlNet.forward": """
         emb = self.encoder.embed(t, torch.full_like(label, 1))
@@ -537,11 +538,15 @@ def test_a_student_repository_holds_no_answer(trees, assignment):
 
 
 def test_other_tests_run_in_a_student_repository_or_say_what_they_need(trees):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", "tests/test_digits.py",
-               "tests/test_sample.py"]
-    done = subprocess.run(command, cwd=trees / "a2", env=QUIET, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout
-    assert " passed" in done.stdout
+    use = "import torch\nfrom minicnet.unet import timestep_embedding\n{}timestep_embedding(torch.zeros(1), 4)\n"
+    (trees / "a2" / "tests" / "test_one.py").write_text("def test_one(): pass\n")
+    (trees / "a2" / "tests" / "test_two.py").write_text(use.format("def test_two(): "))
+    (trees / "a2" / "tests" / "test_three.py").write_text(use.format(""))
+    files = [f"tests/test_{name}.py" for name in ("one", "two", "three")]
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", *files],
+                          cwd=trees / "a2", env=QUIET, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "1 passed, 2 skipped" in done.stdout, done.stdout
+    assert "needs a function that is yours to write" in done.stdout
 
 
 def test_a_folder_that_exists_is_not_touched(tmp_path):

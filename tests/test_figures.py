@@ -102,8 +102,7 @@ def test_all_of_edge_f1_and_the_last_losses_are_in_view():
 
 
 @pytest.mark.parametrize("make", [
-    pytest.param(lambda: samples_sheet(columns(), "a title"), marks=pytest.mark.xfail(
-        strict=True, reason="numpy 2 warns that torch tensors do not know its copy=False")),
+    lambda: samples_sheet(columns(), "a title"),
     lambda: learning_curves(BASE, CONTROL, 0.65, "a title"), lambda: learning_curves(BASE[:1], CONTROL[:1], 0.65, "")],
     ids=["sheet", "curves", "curves of one point"])
 def test_figures_are_made_without_a_warning(tmp_path, make):

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from make_student import ASSIGNMENTS, make_student
@@ -25,21 +26,21 @@ TIME_LIMIT = 180  # seconds for one student
 
 def grade(assignment, submission, fresh, time_limit=TIME_LIMIT):
     """Runs the tests on a folder. Returns the entries of `results.json`, and remarks. fresh: a student repository."""
-    remarks = []
+    places = {file: [submission / file, submission / Path(file).name] for file in ASSIGNMENTS[assignment]}
+    handed_in = {file: path for file in places for path in places[file] if path.is_file()}
+    remarks = [f"no {Path(file).name} was handed in" for file in places if file not in handed_in]
+    if not handed_in:
+        return [], remarks
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         tree, results = Path(scratch, "student"), Path(scratch, "results.json")
         shutil.copytree(fresh, tree)
-        for file in map(Path, ASSIGNMENTS[assignment]):
-            handed_in = [path for path in (submission / file.name, submission / file) if path.is_file()]
-            if handed_in:
-                shutil.copyfile(handed_in[0], tree / file)
-            else:
-                remarks.append(f"no {file.name} was handed in")
+        for file, path in handed_in.items():
+            shutil.copyfile(path, tree / file)
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--points", str(results),
                    f"tests/assignments/test_{assignment}.py"]
         process = subprocess.Popen(command, cwd=tree, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                    stderr=subprocess.DEVNULL, start_new_session=True,
-                                   env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+                                   env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"})
         try:
             process.wait(time_limit)
         except subprocess.TimeoutExpired:
@@ -82,12 +83,13 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if not args.submissions.is_dir():
         sys.exit(f"error: there is no folder {args.submissions}")
-    rows = []
-    with tempfile.TemporaryDirectory() as scratch:
+    folders, rows = sorted(path for path in args.submissions.iterdir() if path.is_dir()), []
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(os.cpu_count()) as workers:
         fresh = Path(scratch, "fresh")
         make_student(args.assignment, fresh)
-        for folder in sorted(path for path in args.submissions.iterdir() if path.is_dir()):
-            rows.append(row(folder.name, *grade(args.assignment, folder, fresh, args.time_limit)))
+        graded = workers.map(lambda folder: grade(args.assignment, folder, fresh, args.time_limit), folders)
+        for folder, (tests, remarks) in zip(folders, graded):
+            rows.append(row(folder.name, tests, remarks))
             print(f"{folder.name:<40} {rows[-1]['total']:>3}", flush=True)
             with open(args.table, "w", newline="") as file:  # after each student: a long run that is stopped has these
                 tasks = {column: None for row in rows for column in row if column != "remarks"}

@@ -89,14 +89,14 @@ def make_student(name, target):
         answers += [squeezed(line) for line in removed if len(squeezed(line)) > 20]
         too_much.append(target / "tests" / f"test_{Path(file).name}")
     for notebook in (target / "notebooks").rglob("*.ipynb"):
-        content = json.loads(notebook.read_text())
-        handout = notebook.stem == name
+        content, handout = json.loads(notebook.read_text()), notebook.stem == name
         for cell in content["cells"]:
             printed = squeezed("".join("".join(output.get("text", "")) for output in cell.get("outputs", [])))
             if cell["cell_type"] == "code" and (handout or any(answer in printed for answer in answers)):
                 cell.update(outputs=[], **{"execution_count": None} if handout else {})
         notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-        if any(answer in squeezed("".join(cell["source"])) for cell in content["cells"] for answer in answers):
+        sources = [squeezed("".join(cell["source"])) for cell in content["cells"]]
+        if not handout and any(answer in source for source in sources for answer in answers):
             too_much.append(notebook)
     for path in too_much:
         path.unlink(missing_ok=True)

@@ -72,8 +72,9 @@ class TestResBlock:
             block.conv2.weight[:, :, [0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0, 2, 0, 1, 2]] = 0  # now a 1x1 convolution
         found = block(x, emb) - block.shortcut(x)
         check(not close(found[0], found[1]), "each image has its own embedding: does it arrive?")
-        check(close(found, found[:, :, :1, :1].expand_as(found)), "the embedding is one vector (B, C_out) for the whole "
-              "image: which axes does it lack to be added to (B, C_out, H, W)?")
+        check(close(found, found[:, :, :1, :1].expand_as(found)),
+              "the embedding is one vector (B, C_out) for the whole image: which axes does it lack to be added to (B, "
+              "C_out, H, W)?")
 
     @POINTS(3)
     def test_all_in_order(self):
@@ -132,8 +133,8 @@ class TestSelfAttention:
         for heads, expected in ATTENTION.items():
             attention, x = self.attention(heads, scale=1.5)
             check(close((attention(x) - x)[[0, 0, 1], [0, 3, 7], [0, 1, 2], [1, 0, 3]], expected, 1e-3),
-                  f"the result differs with {heads} head(s) of {8 // heads} channels. The channels of qkv are all of q, "
-                  "then of k, then of v, and each of these is head after head. Is d the width of one head?")
+                  f"the result differs with {heads} head(s) of {8 // heads} channels. The channels of qkv are all q, "
+                  "then all of k, then all of v, and each of these is head after head. Is d the width of one head?")
 
 
 class Adds(nn.Module):

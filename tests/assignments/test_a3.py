@@ -1,4 +1,4 @@
-"""Assignment 3: ControlNet. Each class is a task; each test looks at one idea in it, and at no other task's function."""
+"""Assignment 3: ControlNet. Each class is a task; each test looks at one idea in it, and at no other task."""
 
 import copy
 import pickle
@@ -74,7 +74,8 @@ class TestZeroConv:
         conv = zero_conv(2)
         check(all(parameter.requires_grad for parameter in conv.parameters()), "it starts at zero, but must not stay")
         conv(waves(1, 2, 3, 3)).sum().backward()
-        check(conv.weight.grad is not None and conv.weight.grad.any(), "for y = W x + b, dy/dW is x: gradient must come")
+        check(conv.weight.grad is not None and conv.weight.grad.any(),
+              "for y = W x + b, dy/dW is x: gradient must come")
 
 
 class TestFreeze:
@@ -93,8 +94,8 @@ class TestFreeze:
         from minicnet.controlnet import freeze
         net = small_net()
         freeze(net)
-        check(not any(module.training for module in net.modules()), "a locked base must not drop out at random: modules "
-                                                                    "have two modes")
+        check(not any(module.training for module in net.modules()),
+              "a locked base must not drop out at random: modules have two modes")
 
     @POINTS(1)
     def test_old_gradients_are_forgotten(self):
@@ -187,12 +188,13 @@ class TestControlledBlock:
     def test_its_formula(self, given):
         _, controlled, x, c = self.awake(given)
         names = [name for name, _ in controlled.named_children()]
-        check({"locked", "copy", "zero_in", "zero_out"} <= set(names), "the four parts of Eq. 2 are called locked, copy, "
-                                                                       "zero_in and zero_out")
+        check({"locked", "copy", "zero_in", "zero_out"} <= set(names),
+              "the four parts of Eq. 2 are called locked, copy, zero_in and zero_out")
         found = controlled(x, c)
         check(not close(found, controlled(x, 0 * c)), "the condition makes no difference, even after training")
-        check(close(found[[0, 0, 1], [0, 1, 3], [0, 1, 2], [1, 0, 2]], CONTROLLED), "the result differs from Eq. 2. What does the "
-              "copy see: x, c, or both? What goes through Θz1, and what through Θz2?")
+        check(close(found[[0, 0, 1], [0, 1, 3], [0, 1, 2], [1, 0, 2]], CONTROLLED),
+              "the result differs from Eq. 2. What does the copy see: x, c, or both? What goes through Θz1, and what "
+              "through Θz2?")
 
     @POINTS(2)
     def test_what_learns_and_what_does_not(self, given):
@@ -218,8 +220,8 @@ class TestControlledBlock:
                                                  "zero convolutions brings it to x's?")
         _, controlled, x, c = self.awake(given)
         more = controlled(x, c, 1.0) - controlled(x, c)
-        check(not close(more, torch.ones_like(x)), "F may take more than x, such as the time embedding: both halves are "
-                                                   "given it")
+        check(not close(more, torch.ones_like(x)),
+              "F may take more than x, such as the time embedding: both halves are given it")
         check(close(more.mean(), MORE), "further arguments must reach both halves, unchanged")
 
 
@@ -230,16 +232,16 @@ class TestConditionEncoder:
     def test_it_starts_silent(self, given):
         for patch, size in {1: (8, 12), 2: (4, 6), 4: (2, 3)}.items():
             found = given.ConditionEncoder(3, 8, patch)(waves(2, 3, 8, 12))
-            check(found.shape == (2, 8, *size), "the condition must come out at the size of the first feature map, with "
-                                                "its number of channels")
+            check(found.shape == (2, 8, *size),
+                  "the condition must come out at the size of the first feature map, with its number of channels")
             check(not found.any(), "at the start the copy must see exactly x: what does Z(c; Θz1) give then?")
 
     @POINTS(2)
     def test_it_can_learn(self, given):
         encoder = given.ConditionEncoder(1, 8, 2)
         *before, last = encoder
-        check(isinstance(last, nn.Conv2d) and len(before) == 6, "one layer follows the three convolutions and SiLUs, and "
-                                                                "nothing follows it")
+        check(isinstance(last, nn.Conv2d) and len(before) == 6,
+              "one layer follows the three convolutions and SiLUs, and nothing follows it")
         encoder(waves(2, 1, 8, 8)).sum().backward()
         check(has_gradient(last), "the last layer must learn in the first step: is its input zero, or is it locked?")
         check(last.weight.grad.any(), "two zero convolutions in series never wake: is the layer before it zero, too?")
@@ -305,8 +307,9 @@ class TestControlNet:
         hint = waves(2, 8, 4, 4, phase=3)
         without, control = net(*inputs(), hint=0 * hint), net(*inputs(), hint=hint)
         check(not torch.equal(control.middle, without.middle), "the condition makes no difference to the middle")
-        check(close(control.skips[0] - without.skips[0], hint), "the hint is added to what the first convolution gives, "
-              "so that the first skip has it already, once: Fig. 3")
+        check(close(control.skips[0] - without.skips[0], hint),
+              "the hint is added to what the first convolution gives, so that the first skip has it already, once: "
+              "Fig. 3")
         constant = waves(8, phase=3)
         control = net(*inputs(), hint=constant.view(1, 8, 1, 1).expand(2, 8, 4, 4))
         net.encoder.conv_in.bias.data += constant
@@ -349,8 +352,8 @@ class TestResiduals:
         found = [difference.mean().item() for difference in self.decoded(residuals, torch.zeros(2, 8, 4, 4))[:3]]
         check(any(found), "the residuals of the skips do not arrive at the decoder")
         check(torch.tensor(found).round().tolist() != [4, 2, 1], "residual i belongs to skip i: which one is first?")
-        check(torch.allclose(torch.tensor(found), torch.tensor([1.0, 2.0, 4.0]), atol=1e-4), "each residual is added to "
-              "its skip, whole and unweighted")
+        check(torch.allclose(torch.tensor(found), torch.tensor([1.0, 2.0, 4.0]), atol=1e-4),
+              "each residual is added to its skip, whole and unweighted")
 
     @POINTS(1)
     def test_the_middle_gets_its_residual(self):
@@ -384,10 +387,12 @@ class TestSum:
 
     def control(self, value):
         from minicnet.controlnet import Control
-        return Control([torch.full((1, 2, 2, 2), value), torch.full((1, 4, 1, 1), 10 * value)], torch.tensor(100 * value))
+        skips = [torch.full((1, 2, 2, 2), value), torch.full((1, 4, 1, 1), 10 * value)]
+        return Control(skips, torch.tensor(100 * value))
 
     def numbers(self, control):
-        check(type(control).__name__ == "Control", "the result is a Control again, so that it can be added and scaled on")
+        check(type(control).__name__ == "Control",
+              "the result is a Control again, so that it can be added and scaled on")
         return [skip.mean().item() for skip in control.skips] + [control.middle.mean().item()]
 
     @POINTS(2)
@@ -408,5 +413,5 @@ class TestSum:
     def test_strength(self):
         for scaled in (0.5 * self.control(4.0), self.control(4.0) * 0.5):
             check(self.numbers(scaled) == [2, 20, 200], "the strength applies to every skip and to the middle")
-        check(self.numbers(0 * self.control(4.0)) == [0, 0, 0], "strength 0 is the base alone: is 0 a number like others "
-                                                                "in your code?")
+        check(self.numbers(0 * self.control(4.0)) == [0, 0, 0],
+              "strength 0 is the base alone: is 0 a number like others in your code?")
