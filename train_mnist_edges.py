@@ -13,12 +13,9 @@ import argparse
 import datetime
 import itertools
 import json
-import os
 import sys
 import time
 from pathlib import Path
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads: threads that spin starve a busy machine
 
 import torch
 
@@ -34,7 +31,7 @@ from minicnet.sample import generate
 from minicnet.training import TrainingError, pick_device, train, whole_number
 from minicnet.unet import UNet
 
-FULL = dict(base_steps=3600, control_steps=600, batch_size=16, classifier_steps=500, measure=500)
+FULL = dict(base_steps=3200, control_steps=500, batch_size=16, classifier_steps=500, measure=500)
 QUICK = dict(base_steps=60, control_steps=40, batch_size=16, classifier_steps=100, measure=64)
 FILES = ("base.pt", "control.pt", "metrics.json", "samples.png", "learning.png")
 GUIDANCE = 2.0  # for all images that are measured or shown

@@ -76,15 +76,14 @@ def test_values_outside_the_range_are_clipped():
 
 def test_curves_go_through_the_numbers_of_the_histories():
     fig = learning_curves(BASE, CONTROL, 0.65, "drawn, seed 0")
-    lines = {(ax.get_title(), line.get_label()): line.get_xydata().tolist() for ax in fig.axes for line in ax.lines}
-    base, control, follow = [ax.get_title() for ax in fig.axes]
-    assert lines[base, "training batches"] == [[10, 0.7], [20, 0.4]]
-    assert lines[base, "held-out images"] == [[0, 1], [10, 0.5], [20, 0.3]]
-    assert lines[control, "right edges"] == [[0, 0.3], [7, 0.2]]
-    assert lines[control, "edges of another image"] == [[0, 0.31], [7, 0.4]]
-    assert lines[follow, "with control"] == [[0, 0.6], [7, 0.9]]
-    assert [y for _, y in lines[follow, "floor: without control"]] == [0.65, 0.65]
-    assert [y for _, y in lines[follow, "ceiling: real images"]] == [1, 1]
+    left, middle, right = ({line.get_label(): line.get_xydata().tolist() for line in ax.lines} for ax in fig.axes)
+    batches, heldout = left.values()
+    assert batches == [[10, 0.7], [20, 0.4]] and heldout == [[0, 1], [10, 0.5], [20, 0.3]]
+    assert middle["right edges"] == [[0, 0.3], [7, 0.2]]
+    assert middle["edges of another image"] == [[0, 0.31], [7, 0.4]]
+    assert right["with control"] == [[0, 0.6], [7, 0.9]]
+    assert [y for _, y in right["floor: without control"]] == [0.65, 0.65]
+    assert [y for _, y in right["ceiling: real images"]] == [1, 1]
 
 
 def test_curves_say_what_they_show():
