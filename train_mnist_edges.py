@@ -11,15 +11,13 @@ samples.png and learning.png.
 
 import argparse
 import datetime
-import itertools
-import json
 import sys
 import time
 from pathlib import Path
 
 import torch
 
-from minicnet.checkpoints import CheckpointError, fingerprint, write_json
+from minicnet.checkpoints import CheckpointError, fingerprint, open_run, write_json
 from minicnet.conditions import canny
 from minicnet.controlnet import ControlNet, freeze
 from minicnet.data import DATASETS, DataError, choose_dataset, load_dataset
@@ -41,12 +39,14 @@ VALIDATION = 5000  # training images kept back, to look at while training; the t
 def main(args):
     start = time.perf_counter()
     device = pick_device(args.device)
-    previous = open_run(args.out, args.resume)
 
     # 1. Data.
     dataset = choose_dataset(args.dataset, args.data_dir)
     images, labels = (x.to(device) for x in load_dataset(dataset, "train", args.data_dir))
     test_images, test_labels = (x[: args.measure].to(device) for x in load_dataset(dataset, "test", args.data_dir))
+    if len(images) <= VALIDATION:
+        raise DataError(f"{dataset} in {args.data_dir} has only {len(images)} images: {VALIDATION + 1} are the least")
+    previous = open_run(args.out, FILES, args.resume)
     images, val_images = images[:-VALIDATION], images[-VALIDATION:][:128]
     labels, val_labels = labels[:-VALIDATION], labels[-VALIDATION:][:128]
     schedule = NoiseSchedule.cosine(1000).to(device)
@@ -157,29 +157,6 @@ def seeded_noise(like, seed):
     return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like.device)
 
 
-def open_run(out, resume):
-    """Makes the run folder, and moves an earlier run's files aside. To resume: the seconds that its stages took."""
-    try:
-        if resume:
-            if not (out / "base.pt").exists():
-                raise CheckpointError(f"there is no run to resume in {out}: leave --resume out to start one")
-            path = out / "metrics.json"
-            return json.loads(path.read_text())["seconds"] if path.exists() else {}
-        out.mkdir(parents=True, exist_ok=True)
-        earlier = [out / name for name in FILES if (out / name).exists()]
-        if earlier:
-            aside = next(folder for i in itertools.count(1) if not (folder := out / f"earlier-{i}").exists())
-            aside.mkdir()
-            for path in earlier:
-                path.rename(aside / path.name)
-            print(f"an earlier run was here: it is in {aside} now")
-        return {}
-    except OSError as error:
-        raise CheckpointError(f"cannot use {out} as the run folder ({error.strerror}): choose another --out") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{out / 'metrics.json'} is damaged: delete it, and --resume goes on") from error
-
-
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="auto", choices=DATASETS)
@@ -213,4 +190,5 @@ if __name__ == "__main__":
     except (DataError, CheckpointError, TrainingError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"\nstopped; what was trained is in {args.out}: the same command with --resume goes on")
+        saved = (args.out / "base.pt").exists()
+        sys.exit("\nstopped" + f": the same command with --resume goes on with {args.out}" * saved)

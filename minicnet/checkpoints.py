@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import os
 from pathlib import Path
@@ -36,7 +37,7 @@ def write_atomically(path, data):
             partial.unlink()
         kept = "the one written before is kept" if path.exists() else "nothing was written"
         raise CheckpointError(f"cannot write {path}: {error.strerror}; {kept}, "
-                              "so free some space or choose another --out, then go on with --resume") from error
+                              "so free some space or choose another --out") from error
 
 
 def write_json(path, value):
@@ -49,6 +50,32 @@ def save_checkpoint(path, checkpoint):
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
     write_atomically(path, buffer.getvalue())
+
+
+def open_run(out, files, resume):
+    """Makes the run folder `out`, and moves an earlier run's files aside. To resume: the seconds that its stages took.
+
+    Raises CheckpointError for a folder that cannot be used, or has no run to resume.
+    """
+    try:
+        if resume:
+            if not (out / "base.pt").exists():
+                raise CheckpointError(f"there is no run to resume in {out}: leave --resume out to start one")
+            path = out / "metrics.json"
+            return json.loads(path.read_text())["seconds"] if path.exists() else {}
+        out.mkdir(parents=True, exist_ok=True)
+        earlier = [out / name for name in files if (out / name).exists()]
+        if earlier:
+            aside = next(folder for i in itertools.count(1) if not (folder := out / f"earlier-{i}").exists())
+            aside.mkdir()
+            for path in earlier:
+                path.rename(aside / path.name)
+            print(f"an earlier run was here: it is in {aside} now")
+        return {}
+    except OSError as error:
+        raise CheckpointError(f"cannot use {out} as the run folder ({error.strerror}): choose another --out") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{out / 'metrics.json'} is damaged: delete it, and --resume goes on") from error
 
 
 def load_checkpoint(path, about):

@@ -63,7 +63,7 @@ def edges_from_picture(picture, size):
     """
     if picture.median() > 0.5:  # dark lines on white paper
         picture = 1 - picture
-    return (F.adaptive_max_pool2d(picture, size) > 0.5).float()
+    return (F.adaptive_max_pool2d(picture / picture.max().clamp(min=1e-6), size) > 0.5).float()
 
 
 def main(argv=None):

@@ -137,6 +137,7 @@ def train(net, eps_model, schedule, images, labels, *, steps, batch_size, learni
         history = [{sys.intern(name): value for name, value in row.items()} for row in checkpoint["history"]]
         net.load_state_dict(checkpoint["weights"])
         if step == steps:
+            net.eval()
             return history, 0.0
         average.load_state_dict(checkpoint["weights"])
         training = checkpoint["training"]
@@ -180,8 +181,7 @@ def train(net, eps_model, schedule, images, labels, *, steps, batch_size, learni
 
             unread.append(loss.detach())
             evaluating = step % evaluate_every == 0 or step == steps
-            stopping = bool(interrupts)  # asked once: Ctrl-C may come at any line
-            if step % READ_EVERY == 0 or evaluating or stopping:
+            if step % READ_EVERY == 0 or evaluating or interrupts:
                 values, unread = torch.stack(unread).tolist(), []
                 for i, value in enumerate(values, start=step - len(values) + 1):
                     if not math.isfinite(value):
@@ -194,10 +194,10 @@ def train(net, eps_model, schedule, images, labels, *, steps, batch_size, learni
             if evaluating:
                 history.append({"step": step, "loss": sum(losses) / len(losses), **evaluate(average)})
                 losses = []
-            if evaluating or stopping:
+            if (evaluating or interrupts) and not unread:  # Ctrl-C since the losses were read waits for the next step
                 save()
-            if stopping:
-                raise KeyboardInterrupt
+                if interrupts:
+                    raise KeyboardInterrupt
     net.load_state_dict(average.state_dict())
     net.eval()
     return history, seconds + time.perf_counter() - start

@@ -368,14 +368,14 @@ def test_earlier_runs_are_set_aside_and_nothing_is_written_over(tmp_path):
     for i, name in enumerate(["base.pt", "metrics.json", "samples.png"]):
         (tmp_path / name).write_text(f"first {i}")
     (tmp_path / "notes.txt").write_text("mine")
-    script.open_run(tmp_path, resume=False)
+    script.open_run(tmp_path, script.FILES, resume=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier-1", "notes.txt"]
     (tmp_path / "base.pt").write_text("second")
-    script.open_run(tmp_path, resume=False)
+    script.open_run(tmp_path, script.FILES, resume=False)
     assert files(tmp_path / "earlier-1") == {"base.pt": b"first 0", "metrics.json": b"first 1",
                                              "samples.png": b"first 2"}
     assert files(tmp_path / "earlier-2") == {"base.pt": b"second"} and files(tmp_path) == {"notes.txt": b"mine"}
-    script.open_run(tmp_path, resume=False)
+    script.open_run(tmp_path, script.FILES, resume=False)
     assert not (tmp_path / "earlier-3").exists()
 
 
@@ -450,6 +450,9 @@ def test_damaged_data_are_refused(monkeypatch, tmp_path):
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path):
     monkeypatch.setattr(data, "load_dataset", stop)
+    assert "--resume" not in run_as_program(monkeypatch, "--dataset", "drawn", "--out", tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "base.pt").touch()
     error = run_as_program(monkeypatch, "--dataset", "drawn", "--out", tmp_path / "run")
     assert f"{tmp_path / 'run'}" in error and "--resume" in error
 
