@@ -13,6 +13,8 @@ import torch
 from minicnet.controlnet import ControlNet, freeze
 from minicnet.unet import UNet
 
+WEIGHTS = Path(__file__).parent / "weights"  # small trained networks that travel with the repository (export.py)
+
 
 class CheckpointError(RuntimeError):
     """A file cannot be written, or is not the checkpoint it should be. The message is one sentence for the user."""
