@@ -47,6 +47,7 @@ def main(args):
     if len(images) <= VALIDATION:
         raise DataError(f"{dataset} in {args.data_dir} has only {len(images)} images: {VALIDATION + 1} are the least")
     previous = open_run(args.out, FILES, args.resume)
+    # 128 of those kept back are looked at; the rest only keeps the usual split of MNIST, 55,000 to 5,000.
     images, val_images = images[:-VALIDATION], images[-VALIDATION:][:128]
     labels, val_labels = labels[:-VALIDATION], labels[-VALIDATION:][:128]
     schedule = NoiseSchedule.cosine(1000).to(device)

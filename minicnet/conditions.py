@@ -1,7 +1,7 @@
 """Conditions: what a picture is asked to look like, computed from images. So far: their edges.
 
-Each function takes images (B, C, H, W) in [-1, 1] and returns a map (B, K, H, W) in [0, 1] of the same size, on the
-same device, always float32. Nothing here is learned, and no gradient passes through.
+A condition takes images (B, C, H, W) in [-1, 1] and returns a map (B, K, H, W) in [0, 1] of the same size, on the same
+device, always float32. Nothing here is learned. `gaussian_blur`, `sobel` and `dilate` are steps that `canny` takes.
 """
 
 import math

@@ -45,6 +45,9 @@ class ControlledBlock(nn.Module):
 
     block: F, trained, taking x (B, channels, H, W) and perhaps more; it becomes the locked half. channels: of x.
     condition_channels: of c (B, condition_channels, H, W); as x unless given. At the start y_c = F(x; Θ), bit for bit.
+
+    This is the idea on a single block. ControlNet, below, does not consist of such blocks: it takes the whole encoder
+    for F, with one Z(c) at its entrance and a zero convolution at each of its outputs.
     """
 
     def __init__(self, block, channels, condition_channels=None):
@@ -87,10 +90,11 @@ class Control:
 
 
 class ConditionEncoder(nn.Sequential):
-    """A small network that brings a condition to the size of the base's first feature map (section 3.3, Eq. 4).
+    """A small network that brings a condition to the size of the base's first feature map (section 3.2, Eq. 4).
 
     (B, condition_channels, H, W) -> (B, channels, H/patch, W/patch): three 3x3 convolutions with SiLU, of which as many
-    as needed have stride 2, then a zero convolution, the Z(c; Θz1) of Eq. 2.
+    as needed have stride 2, then a zero convolution, the Z(c; Θz1) of Eq. 2. (The paper has four 4x4 convolutions of
+    stride 2, as its first feature map is eight times smaller than the picture.)
     """
 
     def __init__(self, condition_channels, channels, patch):

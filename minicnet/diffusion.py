@@ -24,7 +24,9 @@ class NoiseSchedule:
     beta                      variance of the noise that step t adds
     alpha = 1 - beta          share of the variance that step t keeps
     alpha_bar                 share of the image's variance left after step t: the running product of alpha
+    sqrt_alpha_bar, sqrt_one_minus_alpha_bar      the weights of image and noise in x_t, DDPM Eq. 4
     posterior_variance        variance of q(x_{t-1} | x_t, x_0), DDPM Eq. 7; 0 at t = 0
+    posterior_mean_x_0, posterior_mean_x_t        the weights of x_0 and x_t in the mean of that q
 
     The tables are computed in float64, because alpha_bar is a long product, and kept in float32.
     """
@@ -52,7 +54,7 @@ class NoiseSchedule:
 
     @classmethod
     def cosine(cls, T=1000, s=0.008):
-        """alpha_bar falls like a squared cosine (Nichol and Dhariwal, Eq. 17): images drown in noise less early."""
+        """alpha_bar falls like a squared cosine (Nichol and Dhariwal, Eq. 17): small images keep their shape longer."""
         u = torch.arange(T + 1, dtype=torch.float64) / T
         alpha_bar = torch.cos((u + s) / (1 + s) * math.pi / 2) ** 2
         return cls((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999))

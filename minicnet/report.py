@@ -10,7 +10,7 @@ from pathlib import Path
 BEGIN, END = "<!-- results: made by python -m minicnet.report -->", "<!-- end of results -->"
 ROWS = (  # name; then the base alone, with control, real images
     ("edge-F1, within one pixel", "control.edge_f1_floor", "control.edge_f1", "control.edge_f1_ceiling"),
-    ("edge-F1, strict", "control.edge_f1_strict_floor", "control.edge_f1_strict", "control.edge_f1_ceiling"),
+    ("edge-F1, strict", "control.edge_f1_strict_floor", "control.edge_f1_strict", "control.edge_f1_ceiling"),  # 1 too
     ("label accuracy", "base.label_accuracy", "control.label_accuracy", "classifier_accuracy"),
     ("Frechet distance (less is better)", "base.frechet", "control.frechet", "frechet_real"),
 )

@@ -69,7 +69,7 @@ def edges_from_picture(picture, size):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/mnist-edges"), help="run folder of train_mnist_edges.py")
-    parser.add_argument("--edges", type=Path, required=True, help="an image file: lines on a ground, or see --canny")
+    parser.add_argument("--edges", type=Path, required=True, help="an image file: thin outlines, or see --canny")
     parser.add_argument("--canny", action="store_true", help="the file is a picture whose edges are to be found first")
     parser.add_argument("--label", type=int, help="what to draw, 0 to 9; without it the edges alone decide")
     parser.add_argument("--scale", type=float, default=1.0, help="strength of the control: 0 is the base alone")

@@ -22,7 +22,7 @@ from minicnet.diffusion import diffusion_loss
 
 EMA_DECAY = 0.995  # the averaged weights, which draw cleaner images, remember about the last 200 steps
 WARM_UP = 100  # steps, or a tenth of a short training
-READ_EVERY = 10  # steps
+READ_EVERY = 10  # steps between two looks at the losses: at each, the processor waits for the GPU
 
 
 class TrainingError(RuntimeError):
@@ -83,8 +83,8 @@ def draw_batch(step, seed, images, labels, *, batch_size, null_label, drop_label
 
 @contextmanager
 def one_thread_on_two_cores():
-    """Steps are made of many small operations. On two cores a second thread makes them a sixth faster at the best, and
-    twenty times slower as soon as another program runs, as the threads then wait for one another at each operation."""
+    """On two cores a second thread gains little, and loses much as soon as another program runs, because the threads
+    wait for one another at each of the many small operations of a step."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if threads == 2 else threads)
     try:

@@ -215,7 +215,7 @@ class UNet(nn.Module):
         self.encoder = Encoder(in_channels, num_labels, channels, multipliers, blocks, patch)
         self.decoder = Decoder(in_channels, self.encoder.skip_channels, channels, multipliers, blocks, patch)
         self.share = nn.Linear(4 * channels, 1)
-        # Zero-inits: at first each block passes on what it is given, and the network guesses that there is no noise.
+        # Zero-inits: at first no block adds anything to its shortcut, and the network guesses that there is no noise.
         last = [self.decoder.conv_out, self.share]
         last += [module.conv2 for module in self.modules() if isinstance(module, ResBlock)]
         last += [module.proj for module in self.modules() if isinstance(module, SelfAttention)]
@@ -229,5 +229,6 @@ class UNet(nn.Module):
         if control is not None:  # added to what the decoder gets, never to what the encoder goes on with
             skips = [skip + residual.to(skip.dtype) for skip, residual in zip(skips, control.skips, strict=True)]
             middle = middle + control.middle.to(middle.dtype)
-        # Where there is nearly nothing but noise, eps is nearly x_t: the decoder need not copy that, only correct it.
+        # Where there is nearly nothing but noise, eps is nearly x_t: a learned share of it leaves the decoder only the
+        # rest to guess. (This is not in the papers.)
         return self.decoder(skips, middle, emb) + self.share(emb)[:, :, None, None] * x_t
