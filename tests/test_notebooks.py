@@ -1,12 +1,16 @@
 """Every notebook runs from top to bottom, and is kept as it ran."""
 
+import inspect
 import re
 import shutil
+from operator import attrgetter
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
+from minicnet import conditions, controlnet, diffusion, unet
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -45,3 +49,14 @@ def test_a_notebook_is_kept_with_the_outputs_of_one_run_in_order(path):
     assert outputs and not any(output.output_type == "error" for output in outputs)
     assert not re.search(r"/(home|root|tmp|work|Users)/", path.read_text()), "an absolute path inside"
     assert path.stat().st_size < 400_000
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_code_that_a_notebook_shows_is_the_code_as_it_is(path):
+    library = {name: value for module in (diffusion, unet, controlnet, conditions) for name, value in vars(module).items()}
+    for cell in code_cells(nbformat.read(path, as_version=4)):
+        shown = "".join(output.get("text", "") for output in cell.outputs)
+        for name in re.findall(r"inspect\.getsource\(([\w.]+)\)", cell.source):
+            first, _, rest = name.partition(".")
+            function = attrgetter(rest)(library[first]) if rest else library[first]
+            assert inspect.getsource(function) in shown, f"{name} has changed: run {path.name} again"
