@@ -50,7 +50,7 @@ def whole_number(text):
 def autocast(device):
     """bf16 autocast where the hardware has instructions for it; without them a CPU is slower at it than at float32."""
     if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not there in every torch since 2.11
         fast = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
     else:
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

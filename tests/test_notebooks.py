@@ -53,7 +53,7 @@ def test_a_notebook_is_kept_with_the_outputs_of_one_run_in_order(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_code_that_a_notebook_shows_is_the_code_as_it_is(path):
-    library = {name: value for module in (diffusion, unet, controlnet, conditions) for name, value in vars(module).items()}
+    library = {**vars(diffusion), **vars(unet), **vars(controlnet), **vars(conditions)}
     for cell in code_cells(nbformat.read(path, as_version=4)):
         shown = "".join(output.get("text", "") for output in cell.outputs)
         for name in re.findall(r"inspect\.getsource\(([\w.]+)\)", cell.source):
