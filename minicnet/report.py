@@ -1,6 +1,6 @@
 """Writes the README's table of results from the metrics.json files of runs, so that no number in it is typed by hand:
 
-    python -m minicnet.report .github/results/*/metrics.json
+    python -m minicnet.report .github/results/{mnist,drawn}/metrics.json
 """
 
 import json
@@ -47,7 +47,7 @@ def main(paths):
     text = readme.read_text()
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    tables = "\n\n".join(table(json.loads(Path(path).read_text())) for path in sorted(paths))
+    tables = "\n\n".join(table(json.loads(Path(path).read_text())) for path in paths)
     readme.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}")
 
 

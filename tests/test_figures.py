@@ -178,7 +178,7 @@ def readme(monkeypatch, tmp_path):
 def test_the_readme_is_rewritten_between_the_markers_and_nowhere_else(readme, tmp_path):
     for _ in range(2):  # the second time changes nothing
         report.main([str(tmp_path / "b.json"), str(tmp_path / "a.json")])
-        first, second = (report.table(json.loads((tmp_path / name).read_text())) for name in ("a.json", "b.json"))
+        first, second = (report.table(json.loads((tmp_path / name).read_text())) for name in ("b.json", "a.json"))
         assert readme.read_text("utf-8") == (
             f"# é\n\ntext \n{report.BEGIN}\n{first}\n\n{second}\n{report.END}\n\n  the end")
 
