@@ -59,4 +59,5 @@ def test_the_code_that_a_notebook_shows_is_the_code_as_it_is(path):
         for name in re.findall(r"inspect\.getsource\(([\w.]+)\)", cell.source):
             first, _, rest = name.partition(".")
             function = attrgetter(rest)(library[first]) if rest else library[first]
-            assert inspect.getsource(function) in shown, f"{name} has changed: run {path.name} again"
+            # (In a student's repository the outputs that would show a solution are cleared.)
+            assert not shown or inspect.getsource(function) in shown, f"{name} has changed: run {path.name} again"
