@@ -4,6 +4,8 @@
     python train_mnist_edges.py --quick             # the same path in a minute: a smoke run, the digits are poor
     python train_mnist_edges.py --dataset drawn     # digits that the program draws itself: nothing is downloaded
     python train_mnist_edges.py --resume            # go on with a run that was stopped
+    python train_mnist_edges.py --condition mask --base runs/mnist-edges/base.pt --out runs/mnist-mask
+                                                    # another condition for the same base, which is not trained again
 
 The run folder, --out, ends up with base.pt and control.pt to play with (python -m minicnet.sample), metrics.json,
 samples.png and learning.png.
@@ -11,26 +13,28 @@ samples.png and learning.png.
 
 import argparse
 import datetime
+import functools
 import sys
 import time
 from pathlib import Path
 
 import torch
 
-from minicnet.checkpoints import CheckpointError, fingerprint, open_run, write_json
-from minicnet.conditions import canny
+from minicnet.checkpoints import CheckpointError, fingerprint, load_base, open_run, save_checkpoint, write_json
+from minicnet.conditions import CONDITIONS
 from minicnet.controlnet import ControlNet, freeze
 from minicnet.data import DATASETS, DataError, choose_dataset, load_dataset
 from minicnet.diffusion import NoiseSchedule
-from minicnet.evaluation import edge_f1, frechet_distance, heldout_loss, label_accuracy, train_classifier
+from minicnet.evaluation import MEASURES, edge_f1, frechet_distance, heldout_loss, label_accuracy, train_classifier
 from minicnet.figures import learning_curves, samples_sheet, save_figure
-from minicnet.report import table
+from minicnet.report import TITLES, table
 from minicnet.sample import generate
 from minicnet.training import TrainingError, pick_device, train, whole_number
 from minicnet.unet import UNet
 
 FULL = dict(base_steps=3200, control_steps=500, batch_size=16, classifier_steps=500, measure=500)
 QUICK = dict(base_steps=60, control_steps=40, batch_size=16, classifier_steps=100, measure=64)
+MODELS = {"cifar10": dict(channels=64, multipliers=(1, 2, 4), blocks=2)}  # for the others UNet's own settings do
 FILES = ("base.pt", "control.pt", "metrics.json", "samples.png", "learning.png")
 GUIDANCE = 2.0  # for all images that are measured or shown
 VALIDATION = 5000  # training images kept back, to look at while training; the test set is for the end alone
@@ -46,52 +50,70 @@ def main(args):
     test_images, test_labels = (x[: args.measure].to(device) for x in load_dataset(dataset, "test", args.data_dir))
     if len(images) <= VALIDATION:
         raise DataError(f"{dataset} in {args.data_dir} has only {len(images)} images: {VALIDATION + 1} are the least")
+    if args.base:
+        unet, reused = load_base(args.base)
+        if reused["image_shape"] != list(images.shape[1:]):
+            raise CheckpointError(f"{args.base} draws images of {reused['image_shape']}, but those of {dataset} are of "
+                                  f"{list(images.shape[1:])}: choose a base that was trained on such images")
+        unet = unet.to(device)
     previous = open_run(args.out, FILES, args.resume)
     # 128 of those kept back are looked at; the rest only keeps the usual split of MNIST, 55,000 to 5,000.
     images, val_images = images[:-VALIDATION], images[-VALIDATION:][:128]
     labels, val_labels = labels[:-VALIDATION], labels[-VALIDATION:][:128]
+    if dataset == "cifar10":  # what is seen in a mirror is of the same kind, which is not true of digits
+        images, labels = torch.cat([images, images.flip(3)]), torch.cat([labels, labels])
     schedule = NoiseSchedule.cosine(1000).to(device)
     loading = time.perf_counter() - start
     print(f"{dataset}: {len(images)} images to train on, {device}")
 
     # 2. The base learns to draw what a label names: eps_theta(x_t, t, label).
-    torch.manual_seed(args.seed)
-    unet = UNet(in_channels=images.shape[1]).to(device)
-
     def base_eps(unet, x_0, label):
         return lambda x_t, t: unet(x_t, t, label)
 
     def look_at_base(unet):
         return {"heldout_loss": heldout_loss(base_eps(unet, val_images, val_labels), schedule, val_images)}
 
+    if args.base is None:
+        torch.manual_seed(args.seed)
+        unet = UNet(in_channels=images.shape[1], **MODELS.get(dataset, {})).to(device)
     settings = dict(batch_size=args.batch_size, learning_rate=2e-3, seed=args.seed, null_label=unet.null_label,
                     resume=args.resume)
-    about = dict(kind="base", dataset=dataset, image_shape=list(images.shape[1:]), schedule=["cosine", 1000],
-                 model=unet.settings)
-    base_history, base_seconds = train(
-        unet, base_eps, schedule, images, labels, steps=args.base_steps, drop_labels=0.1, path=args.out / "base.pt",
-        about=about, evaluate=look_at_base, evaluate_every=max(10, args.base_steps // 12), **settings)
+    if args.base is None:
+        about = dict(kind="base", dataset=dataset, image_shape=list(images.shape[1:]), schedule=["cosine", 1000],
+                     model=unet.settings)
+        base_history, base_seconds = train(
+            unet, base_eps, schedule, images, labels, steps=args.base_steps, drop_labels=0.1,
+            path=args.out / "base.pt", about=about, evaluate=look_at_base,
+            evaluate_every=max(10, args.base_steps // 12), **settings)
+    else:
+        save_checkpoint(args.out / "base.pt", reused)
+        base_history, base_seconds = reused["history"], 0.0
     seconds = {"base": base_seconds or previous.get("base", 0.0)}
     if base_seconds:
         write_json(args.out / "metrics.json", {"seconds": seconds})
 
     # 3. It is locked. A copy of its encoder learns to read edges, and speaks to it through zero convolutions alone.
     freeze(unet)
-    control_net = ControlNet(unet, condition_channels=1).to(device)
-    val_edges, val_noise = canny(val_images), seeded_noise(val_images, args.seed)
+    condition_of, fidelity = CONDITIONS[args.condition], MEASURES[args.condition]  # for edges: canny and edge_f1
+    measure = fidelity.__name__
+    val_condition, val_noise = condition_of(val_images), seeded_noise(val_images, args.seed)
+    control_net = ControlNet(unet, condition_channels=val_condition.shape[1]).to(device)
 
-    def control_eps(control_net, x_0, label, edges=None):
-        edges = canny(x_0) if edges is None else edges
-        return lambda x_t, t: unet(x_t, t, label, control=control_net(x_t, t, label, edges))
+    def control_eps(control_net, x_0, label, condition=None):
+        condition = condition_of(x_0) if condition is None else condition
+        return lambda x_t, t: unet(x_t, t, label, control=control_net(x_t, t, label, condition))
 
     def look_at_control(control_net):
-        right, wrong = (control_eps(control_net, None, val_labels, e) for e in (val_edges, val_edges.roll(1, 0)))
-        drawn = generate(unet, schedule, val_labels[:16], val_noise[:16], [(control_net, val_edges[:16], 1)], steps=10)
+        right = control_eps(control_net, None, val_labels, val_condition)
+        wrong = control_eps(control_net, None, val_labels, val_condition.roll(1, 0))
+        controls = [(control_net, val_condition[:16], 1)]
+        drawn = generate(unet, schedule, val_labels[:16], val_noise[:16], controls, steps=10)
         return {"heldout_loss": heldout_loss(right, schedule, val_images),
                 "heldout_loss_shuffled": heldout_loss(wrong, schedule, val_images),
-                "edge_f1": edge_f1(drawn, val_edges[:16])}
+                measure: fidelity(drawn, val_condition[:16])}
 
-    about = dict(kind="control", dataset=dataset, base=fingerprint(unet), condition="canny", condition_channels=1)
+    about = dict(kind="control", dataset=dataset, base=fingerprint(unet), condition=args.condition,
+                 condition_channels=val_condition.shape[1])
     control_history, control_seconds = train(
         control_net, control_eps, schedule, images, labels, steps=args.control_steps, drop_labels=0.5,
         path=args.out / "control.pt", about=about, evaluate=look_at_control,
@@ -105,51 +127,51 @@ def main(args):
     print(f"measuring on {len(test_images)} test images")
     start = time.perf_counter()
     classifier = train_classifier(images, labels, steps=args.classifier_steps, seed=args.seed)
-    edges, noise = canny(test_images), seeded_noise(test_images, args.seed)
+    condition, noise = condition_of(test_images), seeded_noise(test_images, args.seed)
     drawing = dict(guidance=GUIDANCE, progress=True)
     plain = generate(unet, schedule, test_labels, noise, **drawing)
-    controlled = generate(unet, schedule, test_labels, noise, [(control_net, edges, 1)], **drawing)
-    right, wrong = (control_eps(control_net, None, test_labels, e) for e in (edges, edges.roll(1, 0)))
+    controlled = generate(unet, schedule, test_labels, noise, [(control_net, condition, 1)], **drawing)
+    right, wrong = (control_eps(control_net, None, test_labels, c) for c in (condition, condition.roll(1, 0)))
     base = {
         "parameters": sum(p.numel() for p in unet.parameters()),
-        "steps": args.base_steps,
+        "steps": base_history[-1]["step"],
         "heldout_loss": heldout_loss(base_eps(unet, None, test_labels), schedule, test_images),
         "label_accuracy": label_accuracy(classifier, plain, test_labels),
         "frechet": frechet_distance(classifier, plain, test_images)}
+    measures = {measure: fidelity}
+    if args.condition == "canny":
+        measures["edge_f1_strict"] = functools.partial(edge_f1, tolerance=0)
     control = {
         "trainable_parameters": sum(p.numel() for p in control_net.parameters()),
         "steps": args.control_steps,
         "heldout_loss": heldout_loss(right, schedule, test_images),
         "heldout_loss_shuffled": heldout_loss(wrong, schedule, test_images),
-        "edge_f1": edge_f1(controlled, edges),
-        "edge_f1_floor": edge_f1(plain, edges),
-        "edge_f1_ceiling": edge_f1(test_images, edges),
-        "edge_f1_strict": edge_f1(controlled, edges, tolerance=0),
-        "edge_f1_strict_floor": edge_f1(plain, edges, tolerance=0),
         "label_accuracy": label_accuracy(classifier, controlled, test_labels),
-        "label_accuracy_floor": base["label_accuracy"],
         "frechet": frechet_distance(classifier, controlled, test_images)}
+    for name, function in measures.items():
+        control[name], control[f"{name}_floor"] = function(controlled, condition), function(plain, condition)
+        control[f"{name}_ceiling"] = function(test_images, condition)
     real = images[: len(test_images)]
     seconds["total"] = loading + seconds["base"] + seconds["control"] + time.perf_counter() - start
     metrics = {
-        "dataset": dataset, "device": str(device), "seed": args.seed, "torch": torch.__version__,
+        "dataset": dataset, "condition": args.condition, "measure": measure,
+        "device": str(device), "seed": args.seed, "torch": torch.__version__,
         "date": datetime.date.today().isoformat(), "images": len(test_images), "guidance": GUIDANCE,
         "seconds": seconds,
         "base": base, "control": control, "frechet_real": frechet_distance(classifier, real, test_images),
         "classifier_accuracy": label_accuracy(classifier, test_images, test_labels)}
     write_json(args.out / "metrics.json", metrics)
 
-    # 5. What does it look like? Eight edges, drawn four times each, and the same labels and noise without control.
-    label, condition = test_labels[:8].repeat_interleave(4), edges[:8].repeat_interleave(4, dim=0)
-    noise = seeded_noise(condition.expand(-1, images.shape[1], -1, -1), args.seed + 1)
-    title = f"{dataset}, seed {args.seed}, guidance {GUIDANCE:g}: edge-F1 {control['edge_f1']:.3f}"
+    # 5. What does it look like? Eight conditions, drawn four times each, and the same labels and noise without control.
+    label, noise = test_labels[:8].repeat_interleave(4), seeded_noise(test_images[:8].repeat(4, 1, 1, 1), args.seed + 1)
+    title = f"{dataset}, seed {args.seed}, guidance {GUIDANCE:g}: {TITLES[measure]} {control[measure]:.3f}"
     plain = generate(unet, schedule, label, noise, **drawing)
-    controlled = generate(unet, schedule, label, noise, [(control_net, condition, 1)], **drawing)
-    sheet = {"edges": edges[:8, None] * 2 - 1, "with control": controlled.unflatten(0, (8, 4)),
+    controls = [(control_net, condition[:8].repeat_interleave(4, dim=0), 1)]
+    controlled = generate(unet, schedule, label, noise, controls, **drawing)
+    sheet = {args.condition: condition[:8, None] * 2 - 1, "with control": controlled.unflatten(0, (8, 4)),
              "real": test_images[:8, None], "the same noise without control": plain.unflatten(0, (8, 4))}
     save_figure(samples_sheet(sheet, title), args.out / "samples.png")
-    curves = learning_curves(base_history, control_history, control["edge_f1_floor"], title)
-    save_figure(curves, args.out / "learning.png")
+    save_figure(learning_curves(base_history, control_history, metrics, title), args.out / "learning.png")
     print(f"\n{table(metrics)}\n\nin {args.out}: {', '.join(FILES)}")
 
 
@@ -161,6 +183,8 @@ def seeded_noise(like, seed):
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="auto", choices=DATASETS)
+    parser.add_argument("--condition", default="canny", choices=list(CONDITIONS), help="what the control is to follow")
+    parser.add_argument("--base", type=Path, help="a trained base.pt, to be used instead of training one")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where datasets are, or are downloaded to")
     parser.add_argument("--out", type=Path, default=Path("runs/mnist-edges"), help="the run folder")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
@@ -171,6 +195,8 @@ def parse_arguments(argv=None):
     parser.add_argument("--quick", action="store_true", help="a smoke run of the same path, with poor digits")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     args = parser.parse_args(argv)
+    if args.base and args.base.resolve() == (args.out / "base.pt").resolve():
+        parser.error("--base lies in the run folder --out: choose another --out for the second control")
     for name, value in (QUICK if args.quick else FULL).items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)

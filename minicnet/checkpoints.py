@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import torch
@@ -13,6 +14,12 @@ import torch
 from minicnet.controlnet import ControlNet, freeze
 from minicnet.unet import UNet
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+LOCKS = {}  # the run folders that this process has locked: {(device, inode): descriptor, open until it ends}
 WEIGHTS = Path(__file__).parent / "weights"  # small trained networks that travel with the repository (export.py)
 
 
@@ -55,17 +62,18 @@ def save_checkpoint(path, checkpoint):
 
 
 def open_run(out, files, resume):
-    """Makes the run folder `out`, and moves an earlier run's files aside. To resume: the seconds that its stages took.
+    """Makes the run folder `out`, locks it until this process ends, and moves an earlier run's files aside.
 
-    Raises CheckpointError for a folder that cannot be used, or has no run to resume.
+    Returns the seconds that the stages of a run to `resume` took. Raises CheckpointError for a folder that cannot be
+    used, in which another run is going on, or that has no run to resume.
     """
     try:
-        if resume:
-            if not (out / "base.pt").exists():
-                raise CheckpointError(f"there is no run to resume in {out}: leave --resume out to start one")
-            path = out / "metrics.json"
-            return json.loads(path.read_text())["seconds"] if path.exists() else {}
+        if resume and not (out / "base.pt").exists():
+            raise CheckpointError(f"there is no run to resume in {out}: leave --resume out to start one")
         out.mkdir(parents=True, exist_ok=True)
+        lock(out)
+        if resume:
+            return _seconds(out / "metrics.json")
         earlier = [out / name for name in files if (out / name).exists()]
         if earlier:
             aside = next(folder for i in itertools.count(1) if not (folder := out / f"earlier-{i}").exists())
@@ -76,8 +84,37 @@ def open_run(out, files, resume):
         return {}
     except OSError as error:
         raise CheckpointError(f"cannot use {out} as the run folder ({error.strerror}): choose another --out") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{out / 'metrics.json'} is damaged: delete it, and --resume goes on") from error
+
+
+def lock(folder):
+    """Keeps other processes out of a run folder until this one ends. Raises CheckpointError if another one is in it.
+
+    The lock is on the folder itself: there is no lock file that could be left behind, and however a process ends, its
+    locks end with it. Where the system or the disk has no such locks, nothing happens.
+    """
+    identity = os.stat(folder).st_dev, os.stat(folder).st_ino
+    if fcntl is None or identity in LOCKS:
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise CheckpointError(f"another run is going on in {folder}: let it end, or choose another --out") from None
+    except OSError:  # as on some network disks
+        pass
+    LOCKS[identity] = descriptor
+
+
+def _seconds(path):
+    """The seconds that the stages of a run took, as its metrics.json says; of a run without one, {}."""
+    if not path.exists():
+        return {}
+    content = path.read_bytes()
+    try:
+        return {stage: float(seconds) for stage, seconds in json.loads(content)["seconds"].items()}
+    except Exception as error:  # what a damaged file holds cannot be foreseen
+        raise CheckpointError(f"{path} is damaged: delete it, and --resume goes on") from error
 
 
 def load_checkpoint(path, about):
@@ -87,7 +124,9 @@ def load_checkpoint(path, about):
     CheckpointError for a file that is missing, damaged, of another kind, or of a run with other settings.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        content = io.BytesIO(Path(path).read_bytes())
+        _check_sums(content)
+        checkpoint = torch.load(content, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no {path}: train first, or name another run folder") from error
     except Exception as error:  # what a damaged file makes of the reader cannot be foreseen
@@ -102,6 +141,20 @@ def load_checkpoint(path, about):
     return checkpoint
 
 
+def _check_sums(file):
+    """Raises BadZipFile if a part of a checkpoint, which is a zip archive, does not have its CRC-32.
+
+    torch.load does not look, and would take flipped bits for weights. It also takes whatever lies in memory for those
+    that are marked as a folder.
+    """
+    with zipfile.ZipFile(file) as archive:
+        if sum(part.file_size for part in archive.infolist()) > file.getbuffer().nbytes:
+            raise zipfile.BadZipFile("unpacks to more than it is: torch packs nothing")
+        if archive.testzip() or any(part.external_attr & 0x10 for part in archive.infolist()):
+            raise zipfile.BadZipFile("has a damaged part")
+    file.seek(0)
+
+
 def load_base(path):
     """The frozen UNet of a base checkpoint, and the checkpoint. Raises CheckpointError."""
     checkpoint = load_checkpoint(path, {"kind": "base"})
@@ -109,21 +162,33 @@ def load_base(path):
     return freeze(net), checkpoint
 
 
-def load_control(path, unet):
-    """The frozen ControlNet of a control checkpoint made for this unet, and the checkpoint. Raises CheckpointError."""
+def load_control(path, unet, force=False):
+    """The frozen ControlNet of a control checkpoint made for this unet, and the checkpoint. Raises CheckpointError.
+
+    force: also for a unet of the same shape with other weights, to see how well a control transfers to another base.
+    """
     checkpoint = load_checkpoint(path, {"kind": "control"})
-    if checkpoint.get("base") != fingerprint(unet):
-        raise CheckpointError(f"{path} was trained for another base than the one it is to control")
+    if checkpoint.get("base") != fingerprint(unet) and not force:
+        raise CheckpointError(f"{path} was trained for another base than the one it is to control: take the base.pt "
+                              "that lies beside it, or force=True for an experiment")
     net = _with_weights(path, checkpoint, lambda: ControlNet(unet, checkpoint["condition_channels"]))
     return freeze(net), checkpoint
 
 
 def _with_weights(path, checkpoint, make):
+    where = ""
     try:
         net = make()
+        asked, held = ({name: tuple(weight.shape) for name, weight in weights.items()}
+                       for weights in (net.state_dict(), checkpoint["weights"]))
+        for name in asked | held:
+            if asked.get(name) != held.get(name):
+                here, there = asked.get(name, "missing"), held.get(name, "missing")
+                where = f": {name} is {there} in the file and {here} in the network"
+                break
         net.load_state_dict(checkpoint["weights"])
     except Exception as error:  # as above: the description may be damaged, too
-        raise CheckpointError(f"{path} does not hold the weights of the network it describes") from error
+        raise CheckpointError(f"{path} does not hold the weights of the network it is for{where}") from error
     return net
 
 

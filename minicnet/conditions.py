@@ -1,13 +1,17 @@
-"""Conditions: what a picture is asked to look like, computed from images. So far: their edges.
+"""Conditions: what a picture is asked to look like, computed from images: edges, colours, mask, depth or scribble.
 
-A condition takes images (B, C, H, W) in [-1, 1] and returns a map (B, K, H, W) in [0, 1] of the same size, on the same
-device, always float32. Nothing here is learned. `gaussian_blur`, `sobel` and `dilate` are steps that `canny` takes.
+A condition takes images (B, C, H, W) in [-1, 1], any float dtype, and returns a map (B, K, H, W) in [0, 1] of the same
+size, on the same device, always float32. Each map depends on its own image alone. Nothing here is learned, and nothing
+is random. `gaussian_blur`, `sobel` and `dilate` are steps that `canny` takes. Anything but such images is a ValueError.
 """
 
 import math
 
 import torch
 import torch.nn.functional as F
+
+FAINT = 0.02    # colours no further apart than this, black to white being 1, count as one
+RELIEF = 4      # pixels from the rim at which a foreground reaches its full height
 
 
 @torch.no_grad()
@@ -44,6 +48,79 @@ def canny(images, low=0.05, high=0.1, sigma=0.8):
         if grown.equal(edges):
             return edges.float()
         edges = grown
+
+
+@torch.no_grad()
+def colour(images):
+    """Which colours are about where, and little of the shapes: the image's means over a 4 x 4 grid, blurred together.
+
+    images (B, C, H, W) in [-1, 1] -> (B, C, H, W) in [0, 1]. For gray images it is a map of brightness.
+    """
+    _check_images(images)
+    brightness = ((images.float() + 1) / 2).clamp(0, 1)  # (B, C, H, W)
+    means = F.adaptive_avg_pool2d(brightness, 4)  # (B, C, 4, 4)
+    return F.interpolate(means, size=images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+@torch.no_grad()
+def mask(images):
+    """Where the foreground is: the pixels that differ from the paper by more than half of the greatest difference.
+
+    images (B, C, H, W) in [-1, 1] -> (B, 1, H, W) of {0., 1.}. The paper's colour is the median of the pixels along
+    the border, channel by channel; colours differ by their Euclidean distance. So it does not matter which colours ink
+    and paper have. An image of one colour (within FAINT) has no foreground.
+    """
+    _check_images(images)
+    brightness = (images.float() + 1) / 2  # (B, C, H, W)
+    rows, columns = brightness[..., [0, -1], :], brightness[..., :, [0, -1]]  # (B, C, 2, W), (B, C, H, 2)
+    border = torch.cat([rows.flatten(2), columns.flatten(2)], dim=2)  # (B, C, 2W + 2H)
+    paper = border.median(dim=2).values[..., None, None]  # (B, C, 1, 1)
+    difference = (brightness - paper).square().sum(1, keepdim=True).sqrt()  # (B, 1, H, W)
+    half = difference.amax((2, 3), keepdim=True) * 0.50001  # a little more than half: rounding must not decide
+    return ((difference > half) & (difference > FAINT)).float()
+
+
+@torch.no_grad()
+def depth(images):
+    """A relief of the foreground: the further inside `mask`, the higher.
+
+    images (B, C, H, W) in [-1, 1] -> (B, 1, H, W) in [0, 1]: the Euclidean distance of each foreground pixel to the
+    nearest background pixel over RELIEF, at most 1; 0 in the background. Where all is foreground it is 1.
+    The distance is exact, and found one axis after the other: the squared distance of pixel (y, x) is
+    min over y' of (y - y')^2 + [min over x' of (x - x')^2 + (0 in the background, infinity in the foreground)]
+    (Felzenszwalb and Huttenlocher, "Distance Transforms of Sampled Functions", 2012; their lower envelope of parabolas
+    is faster on large images). Takes some 8 (H + W) bytes of memory per pixel.
+    """
+    squared = torch.where(mask(images).bool(), math.inf, 0.0)  # (B, 1, H, W)
+    for _ in range(2):  # along x, then along y, which is last after the transposition
+        place = torch.arange(squared.shape[-1], device=squared.device)
+        apart = (place[:, None] - place).square()  # (W, W): from each x to each x'
+        squared = (apart + squared[..., None, :]).amin(-1).mT  # (B, 1, H, W, W) -> (B, 1, H, W) -> (B, 1, W, H)
+    return (squared.sqrt() / RELIEF).clamp(max=1)
+
+
+@torch.no_grad()
+def scribble(images):
+    """What a hand might scribble: the Canny edges as thick lines that waver by a pixel and break off here and there.
+
+    images (B, C, H, W) in [-1, 1] -> (B, 1, H, W) of {0., 1.}. Lines are two pixels thick, and nowhere more than two
+    pixels away from an edge. Waves over the image say where they waver and break. The waves' phase comes from the mean
+    place of the edges, so that images differ, and yet the same image always gives the same scribble.
+    """
+    edges = canny(images)  # (B, 1, H, W)
+    B, _, H, W = edges.shape
+    y, x = torch.arange(H, device=edges.device)[:, None], torch.arange(W, device=edges.device)  # (H, 1), (W,)
+    phase = 3 * ((y + x) * edges).sum((1, 2, 3)) / edges.sum((1, 2, 3)).clamp(min=1)  # (B,), 3 radians a pixel
+
+    def wave(place, period):  # in [-1, 1]; (B, H, 1), (B, 1, W) or (B, H, W), as place is
+        return torch.sin(2 * math.pi * place / period + phase[:, None, None])
+
+    thick = F.max_pool2d(F.pad(edges, (0, 1, 0, 1)), kernel_size=2, stride=1)[:, 0]  # (B, H, W)
+    from_y = (y + wave(x, 29)).round().long().clamp(0, H - 1)  # (B, H, W): what is drawn at (y, x) comes from here,
+    from_x = (x + wave(y, 31)).round().long().clamp(0, W - 1)  # at most one row and one column away
+    drawn = thick[torch.arange(B, device=edges.device)[:, None, None], from_y, from_x]  # (B, H, W)
+    broken = wave(x + y, 9) * wave(x - y, 13) > 0.6
+    return drawn.where(~broken, 0)[:, None]
 
 
 def gaussian_blur(x, sigma):
@@ -112,3 +189,6 @@ def _check_images(images):
     low, high = (bound.item() for bound in images.float().aminmax())
     if not -1.001 <= low <= high <= 1.001:  # never true of NaN
         raise ValueError(f"images must be finite and lie in [-1, 1], but run from {low:g} to {high:g}")
+
+
+CONDITIONS = {"canny": canny, "colour": colour, "mask": mask, "depth": depth, "scribble": scribble}

@@ -9,13 +9,11 @@ nothing is unpickled or unpacked.
 
 import gzip
 import hashlib
-import http.client
 import lzma
 import math
 import os
 import struct
 import sys
-import tarfile
 import time
 import urllib.request
 import zlib
@@ -27,7 +25,7 @@ from tqdm.auto import tqdm
 
 from minicnet.digits import draw_digits
 
-DATASETS = ("auto", "mnist", "fashion-mnist", "cifar10", "drawn")
+DATASETS = ("auto", "mnist", "fashion-mnist", "cifar10", "drawn", "coloured", "coloured-mnist", "coloured-drawn")
 
 # Where to download from, tried in turn, and the md5 sums that the datasets' authors publish.
 DOWNLOADS = {
@@ -51,12 +49,16 @@ DOWNLOADS = {
 CIFAR10_BATCHES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
 CIFAR10_RECORD = 1 + 3 * 32 * 32    # bytes: a label, then red, green and blue
 CIFAR10_LONGEST = 10_000 * CIFAR10_RECORD      # bytes of a batch
+TAR_EMPTY = (b"1", b"2", b"3", b"4", b"5", b"6")      # kinds of members without content: links, folders, devices
+CIFAR10_ARCHIVE = 8 * CIFAR10_LONGEST          # bytes, unpacked: six batches and room for more
 
 TIMEOUT = 5                 # seconds without an answer after which a mirror is given up
+PATIENCE = 20               # seconds after which it is also given up if it sends too slowly:
+SLOWEST = 2**12             # bytes per second
 AUTO_SECONDS = 30           # seconds after which "auto" gives up fetching MNIST
 MAX_DOWNLOAD = 2**28        # bytes; no file of these is longer
 MAX_IMAGES = 100_000        # per IDX file; a header that announces more is a lie, and gets no memory
-DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError)      # what reading a broken file raises
+DAMAGE = (OSError, EOFError, ValueError, MemoryError, zlib.error, lzma.LZMAError)   # what reading a broken file raises
 
 
 class DataError(RuntimeError):
@@ -72,6 +74,9 @@ def load_dataset(name, split="train", data_dir="data"):
     if split not in CIFAR10_BATCHES:
         raise ValueError(f"split must be 'train' or 'test', not {split!r}")
     name = choose_dataset(name, data_dir)
+    if name.startswith("coloured-"):
+        images, labels = load_dataset(name.removeprefix("coloured-"), split, data_dir)
+        return colour(images, seed=0 if split == "train" else 1), labels
     if name == "drawn":
         return draw_digits(60_000, seed=0) if split == "train" else draw_digits(10_000, seed=1)
     read = read_cifar10 if name == "cifar10" else read_mnist
@@ -82,10 +87,13 @@ def load_dataset(name, split="train", data_dir="data"):
 def choose_dataset(name, data_dir="data"):
     """Return `name`; for "auto", "mnist" if it is there or comes within AUTO_SECONDS, else "drawn", with a loud line.
 
+    "coloured" becomes "coloured-mnist" or "coloured-drawn" in the same way.
     Raises DataError for a name that is not one of DATASETS.
     """
     if name not in DATASETS:
         raise DataError(f"there is no dataset {name!r}: choose one of {', '.join(DATASETS)}")
+    if name == "coloured":
+        return "coloured-" + choose_dataset("auto", data_dir)
     if name != "auto":
         return name
     try:
@@ -97,6 +105,18 @@ def choose_dataset(name, data_dir="data"):
         line = f"THIS IS NOT MNIST: the program draws its own digits instead, because it {error}"
         print("", "#" * 100, line, "#" * 100, "", sep="\n", file=sys.stderr, flush=True)
         return "drawn"
+
+
+def colour(images, seed):
+    """Paint gray images (N, 1, H, W): white becomes one random colour, black another. -> (N, 3, H, W) in [-1, 1].
+
+    Red, green and blue of the paper are random. Those of the ink lie 0.35 to 0.65 further on a circle from 0 to 1, so
+    that in each of the three it differs enough to have edges.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    paper, shift = torch.rand(2, len(images), 3, 1, 1, generator=generator)
+    ink = (paper + 0.35 + 0.3 * shift) % 1
+    return torch.lerp(2 * paper - 1, 2 * ink - 1, (images + 1) / 2)
 
 
 # -- MNIST and Fashion-MNIST: IDX files --------------------------------------------------------------------------------
@@ -172,18 +192,30 @@ def read_loose(path):
 
 
 def read_archive(path, batches):
-    """Read batches from a tar archive, wherever in it they lie: {path: bytes}. Nothing is written to disk."""
+    """Read batches from a tar archive, wherever in it they lie: {path: bytes}. Nothing is written to disk.
+
+    Such an archive is a row of members: a header of 512 bytes, which holds name, size and kind, and the content, filled
+    up to a multiple of 512. Python's tarfile would give a header all the memory and time that it asks for.
+    """
     found = {}
     try:
-        with tarfile.open(path, "r|*") as archive:              # read as a stream: a packed archive is slow to rewind
-            for member in archive:
-                batch = member.name.split("/")[-1]
-                if batch in batches and member.isreg():
-                    if member.size > CIFAR10_LONGEST:
-                        raise damaged(path, f"its {batch} is too long")
-                    found[batch] = archive.extractfile(member).read()
-                if len(found) == len(batches):
-                    break
+        with (lzma.open if path.suffix == ".xz" else gzip.open)(path, "rb") as archive:
+            while header := archive.read(512):              # to the very end, where the packed file's checksum is
+                if archive.tell() > CIFAR10_ARCHIVE:
+                    raise damaged(path, f"it unpacks to more than {CIFAR10_ARCHIVE} bytes")
+                if not any(header):                         # filling, after the last member
+                    archive.read(2**16)
+                    continue
+                name, kind = header[:100].rstrip(b"\0").decode("latin-1"), header[156:157]
+                size = 0 if kind in TAR_EMPTY else int(header[124:136].strip(b"\0 "), 8)
+                if not 0 <= size <= CIFAR10_LONGEST:
+                    raise damaged(path, f"its {name} is too long")
+                content = archive.read(size + -size % 512)[:size]
+                if len(content) < size:
+                    raise damaged(path, f"it ends within {name}")
+                batch = name.split("/")[-1]
+                if batch in batches and kind in b"0\0":
+                    found[batch] = content
     except DAMAGE as error:
         raise damaged(path, error) from None
     for batch in batches:
@@ -237,15 +269,16 @@ def download(name, file, folder, deadline=None):
             finally:
                 part.unlink(missing_ok=True)
             return folder / file
-        except (OSError, http.client.HTTPException) as error:
-            reasons.append(f"{mirror}: {getattr(error, 'reason', None) or error}")
+        except Exception as error:      # what a server or a proxy makes of the reader cannot be foreseen
+            reason = " ".join(str(getattr(error, "reason", None) or error).split())     # one line of what may be many
+            reasons.append(f"{mirror}: {reason[:100] or type(error).__name__}")
     raise DataError(f"could not download {file} ({'; '.join(reasons)}): put it into {folder} yourself, or choose the "
                     "dataset 'drawn', which needs no download")
 
 
 def fetch(url, path, md5, deadline=None):
-    """Download `url` to `path` with a progress bar. Raises OSError or HTTPException if it fails, is slow or wrong."""
-    digest = hashlib.md5(usedforsecurity=False)
+    """Download `url` to `path` with a progress bar. Raises OSError, or what urllib raises, if it is slow or wrong."""
+    digest, start = hashlib.md5(usedforsecurity=False), time.monotonic()
     with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, open(path, "wb") as out:
         with tqdm(total=answer.length, desc=url.split("/")[-1], unit="B", unit_scale=True, leave=False) as bar:
             while data := answer.read1(2**16):
@@ -254,7 +287,8 @@ def fetch(url, path, md5, deadline=None):
                 bar.update(len(data))
                 if bar.n > MAX_DOWNLOAD:
                     raise OSError(f"sends more than {MAX_DOWNLOAD} bytes")
-                if deadline and time.monotonic() > deadline:
+                seconds = time.monotonic() - start
+                if deadline and start + seconds > deadline or seconds > PATIENCE and bar.n < SLOWEST * seconds:
                     raise TimeoutError("too slow")
     if digest.hexdigest() != md5:
         raise OSError(f"sent a file of {bar.n} bytes with the wrong md5")

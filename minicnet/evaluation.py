@@ -1,4 +1,4 @@
-"""Measures: do generated images follow their edges and labels, are they like real ones, is the noise guessed well?
+"""Measures: do generated images follow their condition and label, are they like real ones, is the noise guessed well?
 
 A measure alone says little. Beside each stand its floor (the same without control) and its ceiling (real images).
 """
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minicnet.conditions import canny, dilate
+from minicnet.conditions import canny, colour, depth, dilate, mask
 from minicnet.diffusion import diffusion_loss
 
 
@@ -23,13 +23,9 @@ def edge_f1(images, edges, tolerance=1):
     Raises ValueError for images that `canny` refuses, or edges or a tolerance that are not as said.
     """
     found = canny(images).bool()
-    if edges.shape != found.shape:
-        raise ValueError(f"images {tuple(images.shape)} need edges {tuple(found.shape)}, not {tuple(edges.shape)}")
-    if not ((edges == 0) | (edges == 1)).all():
-        raise ValueError("edges must hold nothing but 0 and 1")
+    given = _checked(edges, found, "edges").bool()
     if not isinstance(tolerance, int) or tolerance < 0:
         raise ValueError(f"tolerance must be a whole number of pixels, 0 or more, not {tolerance!r}")
-    given = edges.to(found.device).bool()
     precision, recall = _share_near(found, given, tolerance), _share_near(given, found, tolerance)  # (B,) both
     f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
     both_empty = ~(found | given).flatten(1).any(1)  # (B,)
@@ -42,6 +38,73 @@ def _share_near(mask, target, tolerance):
         target = dilate(target)
     near = (mask & target).flatten(1).sum(1)
     return near / mask.flatten(1).sum(1).clamp(min=1)
+
+
+@torch.no_grad()
+def colour_error(images, colours):
+    """How far `images` (B, C, H, W) in [-1, 1] are from the coarse `colours` (B, C, H, W) in [0, 1] they were given.
+
+    The mean absolute difference between `colour(images)` and `colours`, a float in [0, 1]. 0 is best, and is what
+    `colour_error(real, colour(real))` is exactly.
+    Raises ValueError for images that `colour` refuses, or colours that are not as said.
+    """
+    found = colour(images)
+    return (found - _checked(colours, found, "colours")).abs().mean().item()
+
+
+@torch.no_grad()
+def mask_iou(images, masks):
+    """How well `images` (B, C, H, W) in [-1, 1] fill the `masks` (B, 1, H, W) of {0, 1} they were given.
+
+    Intersection over union: of the pixels in `mask(images)` or in the given mask, the share that is in both; 1 if both
+    are empty. Returns the mean over the images, a float in [0, 1]. 1 is best, and is what `mask_iou(real, mask(real))`
+    is exactly.
+    Raises ValueError for images that `mask` refuses, or masks that are not as said.
+    """
+    found = mask(images)
+    given = _checked(masks, found, "masks").bool()
+    both = (found.bool() & given).flatten(1).sum(1)  # (B,)
+    either = (found.bool() | given).flatten(1).sum(1)  # (B,)
+    return (both / either).where(either > 0, 1.0).mean().item()
+
+
+@torch.no_grad()
+def depth_error(images, depths):
+    """How far `images` (B, C, H, W) in [-1, 1] are from the relief `depths` (B, 1, H, W) in [0, 1] they were given.
+
+    The mean absolute difference between `depth(images)` and `depths` over the pixels where either is above 0: over all
+    pixels the background, which most images share, would hide everything. 0 if both are 0 everywhere. Returns the mean
+    over the images, a float in [0, 1]. 0 is best, and is what `depth_error(real, depth(real))` is exactly.
+    Raises ValueError for images that `depth` refuses, or depths that are not as said.
+    """
+    found = depth(images)
+    given = _checked(depths, found, "depths")
+    either = ((found > 0) | (given > 0)).flatten(1).sum(1)  # (B,)
+    return ((found - given).abs().flatten(1).sum(1) / either.clamp(min=1)).mean().item()
+
+
+def _checked(given, found, name):
+    """The map that images were given, float32 and beside the one `found` in them, if it can be compared with that."""
+    if not torch.is_tensor(given) or given.shape != found.shape:
+        shape = tuple(given.shape) if torch.is_tensor(given) else type(given).__name__
+        raise ValueError(f"these images need {name} {tuple(found.shape)}, not {shape}")
+    if name in ("edges", "masks") and not ((given == 0) | (given == 1)).all():
+        raise ValueError(f"{name} must hold nothing but 0 and 1")
+    if not ((given >= 0) & (given <= 1)).all():  # never true of NaN
+        raise ValueError(f"{name} must lie in [0, 1]")
+    return given.to(found.device, torch.float32)
+
+
+def scribble_f1(images, scribbles):
+    """`edge_f1` within two pixels, because the lines of `scribble` are up to two pixels from the edges they stand for.
+
+    Real images score a little less than 1: some of their edges lie where the scribble breaks off.
+    """
+    return edge_f1(images, scribbles, tolerance=2)
+
+
+MEASURES = {  # of each condition
+    "canny": edge_f1, "colour": colour_error, "mask": mask_iou, "depth": depth_error, "scribble": scribble_f1}
 
 
 class Classifier(nn.Module):

@@ -1,9 +1,15 @@
-"""Makes the small weights that travel with the repository: those of a run, in half precision, with its metrics.json.
+"""Makes the small weights that travel with the repository: those of runs with one base, in half precision.
 
-    python train_mnist_edges.py --dataset drawn --out runs/drawn
-    python -m minicnet.export runs/drawn minicnet/weights/digits
+    python train_mnist_edges.py --dataset drawn --base-steps 6000 --control-steps 1000 --out runs/digits
+    python -m minicnet.export minicnet/weights/digits runs/digits
 
-Notebooks load them with `load_base(WEIGHTS / "digits/base.pt")` and `load_control` (checkpoints.py).
+    python train_mnist_edges.py --dataset coloured-drawn --base-steps 6000 --control-steps 1000 --out runs/coloured
+    python train_mnist_edges.py --dataset coloured-drawn --condition colour --base runs/coloured/base.pt \\
+                                --control-steps 1000 --out runs/colour
+    python -m minicnet.export minicnet/weights/coloured runs/coloured runs/colour
+
+The folder then holds base.pt and, for each run, a control named after its condition, as canny.pt, with the run's
+metrics beside it, as canny.json. `load_base` and `load_control` read them (checkpoints.py).
 """
 
 import shutil
@@ -13,22 +19,23 @@ from pathlib import Path
 from minicnet.checkpoints import CheckpointError, fingerprint, load_base, load_control, save_checkpoint
 
 
-def export(run, folder):
-    """Writes base.pt and control.pt of the folder `run` to `folder`, in half precision. Raises CheckpointError."""
-    run, folder = Path(run), Path(folder)
-    unet, base = load_base(run / "base.pt")
-    _, control = load_control(run / "control.pt", unet)
-    for checkpoint in (base, control):
+def export(folder, *runs):
+    """Writes base.pt of the first run, and the control of each, in half precision. Raises CheckpointError."""
+    folder, runs = Path(folder), [Path(run) for run in runs]
+    unet, base = load_base(runs[0] / "base.pt")
+    controls = [load_control(run / "control.pt", unet)[1] for run in runs]  # refuses those of another base
+    for checkpoint in (base, *controls):
         checkpoint["weights"] = {name: weight.half() for name, weight in checkpoint["weights"].items()}
     unet.load_state_dict(base["weights"])
-    control["base"] = fingerprint(unet)  # the control belongs to the rounded base from here on
     save_checkpoint(folder / "base.pt", base)
-    save_checkpoint(folder / "control.pt", control)
-    shutil.copy(run / "metrics.json", folder)
+    for run, control in zip(runs, controls):
+        control["base"] = fingerprint(unet)  # the control belongs to the rounded base from here on
+        save_checkpoint(folder / f"{control['condition']}.pt", control)
+        shutil.copy(run / "metrics.json", folder / f"{control['condition']}.json")
 
 
 if __name__ == "__main__":
     try:
-        export(*sys.argv[1:3]) if len(sys.argv) == 3 else sys.exit(f"usage: {__doc__}")
+        export(*sys.argv[1:]) if len(sys.argv) > 2 else sys.exit(f"usage: {__doc__}")
     except (CheckpointError, OSError) as error:
         sys.exit(f"error: {error}")

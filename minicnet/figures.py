@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 from minicnet.checkpoints import write_atomically
+from minicnet.report import TITLES
 
 
 def samples_sheet(columns, title):
@@ -15,31 +16,37 @@ def samples_sheet(columns, title):
     fig = Figure(figsize=(inches * (sum(shares) + 0.5 * len(shares)), inches * rows + 0.9), layout="constrained")
     axes = fig.subplots(1, len(columns), width_ratios=shares, squeeze=False)[0]
     for ax, (heading, images) in zip(axes, columns.items()):
-        framed = F.pad((images.cpu() + 1) / 2, (1, 1, 1, 1), value=0.5)  # a gray hairline around each image
-        R, K, C, H, W = framed.shape
-        picture = framed.permute(0, 3, 1, 4, 2).reshape(R * H, K * W, C).clamp(0, 1)  # rows of pixels, colours last
-        ax.imshow(picture.expand(-1, -1, 3).numpy(), interpolation="nearest")
+        ax.imshow(tiled(images), interpolation="nearest")
         ax.set_title(heading.replace(" without", "\nwithout"), fontsize=9)
         ax.axis("off")
     fig.suptitle(title, fontsize=11)
     return fig
 
 
-def learning_curves(base, control, floor, title):
-    """What happened when. base, control: histories of `train`; floor: edge-F1 of the base alone. Two panels each."""
+def tiled(images):
+    """images (R, K, C, H, W) in [-1, 1] as one picture of R rows: an array (R (H + 2), K (W + 2), 3) in [0, 1]."""
+    framed = F.pad((images.cpu() + 1) / 2, (1, 1, 1, 1), value=0.5)  # a gray hairline around each image
+    R, K, C, H, W = framed.shape
+    picture = framed.permute(0, 3, 1, 4, 2).reshape(R * H, K * W, C).clamp(0, 1)  # rows of pixels, colours last
+    return picture.expand(-1, -1, 3).numpy()
+
+
+def learning_curves(base, control, metrics, title):
+    """What happened when. base, control: histories of `train`; metrics: those of the run, for floor and ceiling."""
+    measure = metrics["measure"]
     fig = Figure(figsize=(11, 3.4), layout="constrained")
     left, middle, right = fig.subplots(1, 3)
     left.plot(*_curve(base, "loss"), color="tab:gray", label="training batches (late t more often)")
     left.plot(*_curve(base, "heldout_loss"), color="tab:blue", label="held-out images")
     left.set(title="The base learns to guess noise", ylabel="loss")
     left.set_ylim(0, 3 * base[-1]["heldout_loss"])
-    middle.plot(*_curve(control, "heldout_loss_shuffled"), color="tab:red", label="edges of another image")
-    middle.plot(*_curve(control, "heldout_loss"), color="tab:blue", label="right edges")
-    middle.set(title="The control learns to use edges", ylabel="held-out loss")
-    right.axhline(1, color="tab:gray", linestyle=":", label="ceiling: real images")
-    right.plot(*_curve(control, "edge_f1"), color="tab:green", marker=".", label="with control")
-    right.axhline(floor, color="tab:gray", linestyle="--", label="floor: without control")
-    right.set(title="The images follow their edges", ylabel="edge-F1", ylim=(None, 1.02))
+    middle.plot(*_curve(control, "heldout_loss_shuffled"), color="tab:red", label="condition of another image")
+    middle.plot(*_curve(control, "heldout_loss"), color="tab:blue", label="right condition")
+    middle.set(title="The control learns to use its condition", ylabel="held-out loss")
+    right.axhline(metrics["control"][f"{measure}_ceiling"], color="tab:gray", linestyle=":", label="real images")
+    right.plot(*_curve(control, measure), color="tab:green", marker=".", label="with control")
+    right.axhline(metrics["control"][f"{measure}_floor"], color="tab:gray", linestyle="--", label="without control")
+    right.set(title="The images follow their condition", ylabel=TITLES[measure])
     for ax in (left, middle, right):
         ax.set_xlabel("training step")
         ax.grid(alpha=0.3)

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 BEGIN, END = "<!-- results: made by python -m minicnet.report -->", "<!-- end of results -->"
+TITLES = {  # how well images follow their condition: the names of the measures, in words
+    "edge_f1": "edge-F1 within one pixel", "edge_f1_strict": "edge-F1, strict", "mask_iou": "mask IoU",
+    "colour_error": "colour error (less is better)", "depth_error": "depth error (less is better)",
+    "scribble_f1": "edge-F1 within two pixels of the scribble"}
 ROWS = (  # name; then the base alone, with control, real images
-    ("edge-F1, within one pixel", "control.edge_f1_floor", "control.edge_f1", "control.edge_f1_ceiling"),
-    ("edge-F1, strict", "control.edge_f1_strict_floor", "control.edge_f1_strict", "control.edge_f1_ceiling"),  # 1 too
     ("label accuracy", "base.label_accuracy", "control.label_accuracy", "classifier_accuracy"),
     ("Frechet distance (less is better)", "base.frechet", "control.frechet", "frechet_real"),
 )
@@ -26,17 +28,21 @@ def number(metrics, name):
 def table(metrics):
     """One run's numbers in Markdown."""
     seconds, control = metrics["seconds"], metrics["control"]
+    rows = [(title, f"control.{name}_floor", f"control.{name}", f"control.{name}_ceiling")
+            for name, title in TITLES.items() if name in control]
+    base_seconds = f"in {seconds['base']:.0f} s" if seconds["base"] else "in an earlier run"
     lines = [
-        f"**{metrics['dataset']}**, seed {metrics['seed']}, {metrics['device']}, torch {metrics['torch']}, "
-        f"{metrics['date']}, {metrics['images']} test images, guidance {metrics['guidance']:g}",
+        f"**{metrics['dataset']}, {metrics['condition']}**, seed {metrics['seed']}, {metrics['device']}, "
+        f"torch {metrics['torch']}, {metrics['date']}, {metrics['images']} test images, "
+        f"guidance {metrics['guidance']:g}",
         "",
         "| | base alone | with control | real images |",
         "|---|---|---|---|",
-        *(f"| {name} | " + " | ".join(number(metrics, key) for key in keys) + " |" for name, *keys in ROWS),
+        *(f"| {name} | " + " | ".join(number(metrics, key) for key in keys) + " |" for name, *keys in (*rows, *ROWS)),
         "",
-        f"Held-out loss {control['heldout_loss']:.4f} with the right edges, {control['heldout_loss_shuffled']:.4f} "
-        f"with those of other images, {metrics['base']['heldout_loss']:.4f} without control. "
-        f"{metrics['base']['steps']} steps of the base in {seconds['base']:.0f} s, {control['steps']} of the control "
+        f"Held-out loss {control['heldout_loss']:.4f} with the right condition, {control['heldout_loss_shuffled']:.4f} "
+        f"with that of another image, {metrics['base']['heldout_loss']:.4f} without control. "
+        f"{metrics['base']['steps']} steps of the base {base_seconds}, {control['steps']} of the control "
         f"in {seconds['control']:.0f} s; with loading and measuring {seconds['total'] / 60:.1f} minutes.",
     ]
     return "\n".join(lines)

@@ -1,7 +1,8 @@
-"""Draw images with a trained base and its ControlNet, from any picture of edges:
+"""Draw images with a trained base and its ControlNets, one or several at once, each under a condition from a file:
 
-    python -m minicnet.sample --run runs/mnist-edges --edges drawing.png --label 3
-    python -m minicnet.sample --run runs/mnist-edges --edges photo.jpg --canny --guidance 2 --out digits.png
+    python -m minicnet.sample --control runs/mnist-edges/control.pt --condition digit.png --image --label 3 --guidance 2
+    python -m minicnet.sample --control runs/a/control.pt --control runs/b/control.pt \\
+                              --condition edges.png --condition colours.png --scale 1 --scale 0.7
 """
 
 import argparse
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from matplotlib.image import imread
 
 from minicnet.checkpoints import CheckpointError, load_base, load_control
-from minicnet.conditions import canny
+from minicnet.conditions import CONDITIONS
 from minicnet.diffusion import NoiseSchedule, guided, sample_ddim
 from minicnet.figures import samples_sheet, save_figure
 from minicnet.training import TrainingError, pick_device, whole_number
@@ -43,7 +44,7 @@ def generate(unet, schedule, label, x_T, controls=(), *, guidance=1.0, steps=20,
 
 
 def read_picture(path):
-    """An image file as gray values (1, 1, H, W) in [0, 1]. Raises ValueError if it cannot be read as an image."""
+    """An image file as RGB values (1, 3, H, W) in [0, 1]. Raises ValueError if it cannot be read as an image."""
     try:
         pixels = imread(path)  # (H, W), (H, W, 3) or (H, W, 4), whole numbers, or floats in [0, 1]
     except Exception as error:  # what a damaged file makes of the reader cannot be foreseen
@@ -51,28 +52,48 @@ def read_picture(path):
         raise ValueError(f"cannot read {path} as an image: {reason}") from error
     white = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "iu" else 1
     pixels = torch.tensor(pixels / white).float()
-    if pixels.ndim == 3 and pixels.shape[2] == 4:
+    if pixels.ndim == 2:
+        pixels = pixels[..., None].expand(-1, -1, 3)
+    if pixels.shape[2] == 4:
         pixels = pixels[..., :3] * pixels[..., 3:] + 1 - pixels[..., 3:]  # on white paper
-    return (pixels.mean(-1) if pixels.ndim == 3 else pixels)[None, None]
+    return pixels.permute(2, 0, 1)[None].clamp(0, 1)
 
 
-def edges_from_picture(picture, size):
-    """Lines drawn on a ground of the other brightness, (1, 1, H, W) in [0, 1], as edges (1, 1, *size) of {0, 1}.
+def condition_from_image(picture, name, image_shape):
+    """The condition called `name` of an ordinary picture (1, 3, H, W) in [0, 1], shrunk to image_shape (C, H', W')."""
+    channels, *size = image_shape
+    image = F.interpolate(picture, size, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+    if channels == 1:
+        image = image.mean(1, keepdim=True)
+    return CONDITIONS[name](image * 2 - 1)
 
-    The picture is stretched to `size`. Shrinking keeps the brightest pixel of each field, or thin lines would fade.
+
+def condition_from_map(picture, name, channels, size):
+    """A picture (1, 3, H, W) in [0, 1] that is itself a condition called `name`, as (1, channels, *size) in [0, 1].
+
+    Edges, scribbles and masks become 0 or 1, and may be drawn dark on white. For lines, shrinking keeps the brightest
+    pixel of each field, or thin ones would fade.
     """
-    if picture.median() > 0.5:  # dark lines on white paper
+    if channels == 1:
+        picture = picture.mean(1, keepdim=True)
+    if name in ("colour", "depth"):
+        return F.interpolate(picture, size, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+    if picture.median() > 0.5:  # dark on white paper
         picture = 1 - picture
-    return (F.adaptive_max_pool2d(picture / picture.max().clamp(min=1e-6), size) > 0.5).float()
+    shrink = F.adaptive_avg_pool2d if name == "mask" else F.adaptive_max_pool2d
+    return (shrink(picture / picture.max().clamp(min=1e-6), size) > 0.5).float()
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, default=Path("runs/mnist-edges"), help="run folder of train_mnist_edges.py")
-    parser.add_argument("--edges", type=Path, required=True, help="an image file: thin outlines, or see --canny")
-    parser.add_argument("--canny", action="store_true", help="the file is a picture whose edges are to be found first")
-    parser.add_argument("--label", type=int, help="what to draw, 0 to 9; without it the edges alone decide")
-    parser.add_argument("--scale", type=float, default=1.0, help="strength of the control: 0 is the base alone")
+    parser.add_argument("--control", type=Path, action="append", required=True, help="a control.pt; may be repeated")
+    parser.add_argument("--condition", type=Path, action="append", required=True, help="an image file per --control")
+    parser.add_argument("--scale", type=float, action="append", help="strength per --control, 1 unless given")
+    parser.add_argument("--image", action="store_true",
+                        help="the files are ordinary pictures, of which the conditions are to be found first")
+    parser.add_argument("--base", type=Path, help="base.pt; unless given, that beside the first control")
+    parser.add_argument("--force", action="store_true", help="take a control that was trained for another base")
+    parser.add_argument("--label", type=int, help="what to draw, 0 to 9; without it the conditions alone decide")
     parser.add_argument("--guidance", type=float, default=1.0, help="strength of the label: 1 is no guidance")
     parser.add_argument("--steps", type=int, default=30, help="DDIM steps")
     parser.add_argument("--count", type=int, default=8, help="how many images")
@@ -88,31 +109,33 @@ def main(argv=None):
 
 def draw(args):
     device = pick_device(args.device)
-    unet, checkpoint = load_base(args.run / "base.pt")
-    control_net, _ = load_control(args.run / "control.pt", unet)
-    unet, control_net = unet.to(device), control_net.to(device)
+    scales = args.scale or [1.0] * len(args.control)
+    for flag, values in (("--condition", args.condition), ("--scale", scales)):
+        if len(values) != len(args.control):
+            raise ValueError(f"there are {len(args.control)} --control but {len(values)} {flag}: give one for each")
+    unet, checkpoint = load_base(args.base or args.control[0].with_name("base.pt"))
+    unet, image_shape = unet.to(device), checkpoint["image_shape"]
     name, T = checkpoint["schedule"]
     schedule = getattr(NoiseSchedule, name)(T).to(device)
-
-    channels, *size = checkpoint["image_shape"]
-    picture = read_picture(args.edges)
-    if args.canny:
-        resized = F.interpolate(picture, size, mode="bilinear", antialias=True, align_corners=False)
-        edges = canny(resized.clamp(0, 1) * 2 - 1)
-    else:
-        edges = edges_from_picture(picture, size)
-
     if args.label is not None and not 0 <= args.label < unet.null_label:
         raise ValueError(f"--label must lie in 0 .. {unet.null_label - 1}, or be left out")
     if args.count < 1:
         raise ValueError("--count must be at least 1")
+
+    controls, columns = [], {}
+    for i, (control_path, picture_path, scale) in enumerate(zip(args.control, args.condition, scales), start=1):
+        control_net, about = load_control(control_path, unet, force=args.force)
+        name, channels, picture = about["condition"], about["condition_channels"], read_picture(picture_path)
+        condition = condition_from_image(picture, name, image_shape) if args.image else \
+            condition_from_map(picture, name, channels, image_shape[1:])
+        columns[f"{name}, scale {scale:g}" + f" ({i})" * (len(scales) > 1)] = condition[None] * 2 - 1
+        controls.append((control_net.to(device), condition.to(device).expand(args.count, -1, -1, -1), scale))
+
     label = torch.full((args.count,), unet.null_label if args.label is None else args.label, device=device)
-    x_T = torch.randn(args.count, channels, *size, generator=torch.Generator().manual_seed(args.seed)).to(device)
-    condition = edges.to(device).expand(args.count, -1, -1, -1)
-    images = generate(unet, schedule, label, x_T, [(control_net, condition, args.scale)], guidance=args.guidance,
-                      steps=args.steps, progress=True)
-    title = f"label {'none' if args.label is None else args.label}, scale {args.scale:g}, guidance {args.guidance:g}"
-    save_figure(samples_sheet({"edges": edges[None] * 2 - 1, "images": images[None]}, title), args.out)
+    x_T = torch.randn(args.count, *image_shape, generator=torch.Generator().manual_seed(args.seed)).to(device)
+    images = generate(unet, schedule, label, x_T, controls, guidance=args.guidance, steps=args.steps, progress=True)
+    title = f"label {'none' if args.label is None else args.label}, guidance {args.guidance:g}"
+    save_figure(samples_sheet({**columns, "images": images[None]}, title), args.out)
     print(args.out)
 
 

@@ -7,6 +7,7 @@ stopped and resumed takes the same steps as one that is not.
 import argparse
 import copy
 import math
+import os
 import signal
 import sys
 import threading
@@ -19,23 +20,28 @@ from tqdm.auto import tqdm
 
 from minicnet.checkpoints import load_checkpoint, save_checkpoint
 from minicnet.diffusion import diffusion_loss
+from minicnet.parallel import TrainingError, cores, rank_of, sum_over_ranks
 
 EMA_DECAY = 0.995  # the averaged weights, which draw cleaner images, remember about the last 200 steps
 WARM_UP = 100  # steps, or a tenth of a short training
 READ_EVERY = 10  # steps between two looks at the losses: at each, the processor waits for the GPU
 
 
-class TrainingError(RuntimeError):
-    """Training cannot start or go on. The message is one sentence for the user."""
-
-
 def pick_device(name):
-    """The torch.device called "cpu", "cuda" or "mps", or with "auto" the fastest there is. Raises TrainingError."""
+    """The torch.device called "cpu", "cuda" or "mps", or with "auto" the fastest there is. Raises TrainingError.
+
+    Each of the processes that torchrun started gets a GPU of its own.
+    """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(device for device, present in available.items() if present)
     if not available.get(name):
         raise TrainingError(f"there is no device {name!r} here that torch can use: try --device auto or --device cpu")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        number, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if number >= gpus:
+            raise TrainingError(f"torchrun's --nproc_per_node must not be larger than the number of GPUs, {gpus}")
+        return torch.device(name, number)
     return torch.device(name)
 
 
@@ -82,15 +88,53 @@ def draw_batch(step, seed, images, labels, *, batch_size, null_label, drop_label
 
 
 @contextmanager
-def one_thread_on_two_cores():
-    """On two cores a second thread gains little, and loses much as soon as another program runs, because the threads
-    wait for one another at each of the many small operations of a step."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if threads == 2 else threads)
+def frozen_convolutions_forget():
+    """Within, a frozen convolution keeps only the shape of its input for the backward pass: torch keeps all of it, but
+    the rest would serve the gradient of its weight alone. So a control's step takes less memory than its base's."""
+    forward = nn.Conv2d.forward
+
+    def forgetful(conv, x):
+        if conv.weight.requires_grad or not x.requires_grad:
+            return forward(conv, x)
+        weight = conv.weight.shape
+        with torch.autograd.graph.saved_tensors_hooks(
+                lambda saved: saved if saved.shape == weight else saved.new_empty(()).expand(saved.shape), lambda x: x):
+            return forward(conv, x)
+
+    nn.Conv2d.forward = forgetful
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        nn.Conv2d.forward = forward
+
+
+def training_step(step, net, average, optimizer, eps_model, schedule, batch, shares=1, map=map):
+    """One step on a batch (x_0, label, t, eps): the gradient, clipped to length 1; AdamW; the average. -> loss, ()"""
+    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    rank, ranks = rank_of()
+
+    def loss_and_gradient(x_0, label, t, eps):  # what one share adds to them, in one long vector
+        with autocast(x_0.device):
+            loss = diffusion_loss(eps_model(net, x_0, label), schedule, x_0, t, eps) * (len(x_0) / len(batch[0]))
+        gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        return torch.cat([loss.detach().view(1), *(gradient.flatten() for gradient in gradients)])
+
+    mine = [x.tensor_split(ranks * shares)[rank * shares:][:shares] for x in batch]
+    vector = sum_over_ranks(sum(map(loss_and_gradient, *mine)))
+    loss, gradient = vector[0].clone(), vector[1:]
+    gradient *= (1 / gradient.norm()).clamp(max=1)
+    for parameter, part in zip(parameters, gradient.split([parameter.numel() for parameter in parameters])):
+        parameter.grad = part.view_as(parameter)
+    optimizer.step()
+    decay = min(EMA_DECAY, (1 + step) / (10 + step))  # short at first, when the weights are still random
+    with torch.no_grad():
+        torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
+    return loss
+
+
+def make_optimizer(net, learning_rate):
+    """AdamW, all of it in one pass over the weights."""
+    return torch.optim.AdamW(net.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
 
 
 @contextmanager
@@ -113,22 +157,34 @@ def deferred_interrupt():
         signal.signal(signal.SIGINT, before)
 
 
+def not_asked(net):
+    """What the other processes have for `evaluate`."""
+    return {"heldout_loss": math.nan}
+
+
 def train(net, eps_model, schedule, images, labels, *, steps, batch_size, learning_rate, drop_labels, null_label, seed,
           path, about, evaluate, evaluate_every, resume=False):
     """Trains `net`, leaves its averaged (EMA) weights in it, and writes them to `path`. Returns (history, seconds).
 
-    eps_model(net, x_0, label): the `eps_model(x_t, t)` to train on a batch; x_0 is there to make a condition of.
+    eps_model(net, x_0, label): the `eps_model(x_t, t)` to train on a batch, or a share of one, perhaps in a thread; x_0
+    is there to make a condition of.
     images: (N, C, H, W) in [-1, 1] and labels: (N,), on the device to train on. evaluate(net): a dict of numbers, asked
     of the averaged weights every `evaluate_every` steps; history is a list of {"step", "loss", and those numbers}.
     about: plain values that say what run this is, "kind" among them. With `resume`, training goes on from `path`, if it
     is there and about the same run, and is over at once if it was finished.
 
     Raises TrainingError if the loss is no longer a finite number, CheckpointError if a file cannot be read or written,
-    and KeyboardInterrupt for Ctrl-C, after the step has ended and was saved.
+    and KeyboardInterrupt for Ctrl-C, after the step has ended and was saved. Of several processes (parallel.py) only
+    the first evaluates, shows, writes and obeys Ctrl-C.
     """
+    rank, ranks = rank_of()
+    if rank:
+        evaluate = not_asked
+    if batch_size < ranks:
+        raise TrainingError(f"{ranks} processes cannot share a batch of {batch_size}: use a larger --batch-size")
     about = {**about, "steps": steps, "batch_size": batch_size, "seed": seed}
     average = copy.deepcopy(net).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(net.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    optimizer = make_optimizer(net, learning_rate)
     step, seconds, losses, history = 0, 0.0, [], []
     if resume and path.exists():
         checkpoint = load_checkpoint(path, about)
@@ -146,6 +202,8 @@ def train(net, eps_model, schedule, images, labels, *, steps, batch_size, learni
         losses, seconds = training["losses"], training["seconds"]
 
     def save():
+        if rank:
+            return
         if not all(parameter.isfinite().all() for parameter in average.parameters()):
             raise TrainingError(f"the weights are no longer finite after step {step}; {path} keeps the last good ones, "
                                 "a lower learning rate or another --seed may help")
@@ -161,25 +219,21 @@ def train(net, eps_model, schedule, images, labels, *, steps, batch_size, learni
         save()  # a folder that cannot be written to is noticed before an hour of training, not after
     net.train()
     unread = []  # losses still on the device: reading one makes the processor wait for a GPU
-    bar = tqdm(total=steps, initial=step, desc=f"{about['kind']:8}", unit=" steps", dynamic_ncols=True)
-    with bar, one_thread_on_two_cores(), deferred_interrupt() as interrupts:
+    bar = tqdm(total=steps, initial=step, desc=f"{about['kind']:8}", unit=" steps", dynamic_ncols=True,
+               disable=rank > 0)
+    with (bar, deferred_interrupt() as interrupts, frozen_convolutions_forget(),
+          cores(images.device, batch_size // ranks) as (shares, spread)):
+        if rank:
+            interrupts = ()
         while step < steps:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(step, steps, learning_rate)
-            x_0, label, t, eps = draw_batch(step, seed, images, labels, batch_size=batch_size, T=len(schedule),
-                                            drop_labels=drop_labels, null_label=null_label)
-            with autocast(images.device):
-                loss = diffusion_loss(eps_model(net, x_0, label), schedule, x_0, t, eps)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-            optimizer.step()
-            decay = min(EMA_DECAY, (1 + step) / (10 + step))  # short at first, when the weights are still random
-            with torch.no_grad():
-                torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
+            batch = draw_batch(step, seed, images, labels, batch_size=batch_size, T=len(schedule),
+                               drop_labels=drop_labels, null_label=null_label)
+            loss = training_step(step, net, average, optimizer, eps_model, schedule, batch, shares, spread)
             step += 1
 
-            unread.append(loss.detach())
+            unread.append(loss)
             evaluating = step % evaluate_every == 0 or step == steps
             if step % READ_EVERY == 0 or evaluating or interrupts:
                 values, unread = torch.stack(unread).tolist(), []

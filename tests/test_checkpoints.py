@@ -2,8 +2,13 @@
 
 import errno
 import io
+import json
+import multiprocessing
 import os
 import pickle
+import random
+import resource
+import signal
 import zipfile
 
 import pytest
@@ -16,6 +21,7 @@ from minicnet.checkpoints import (
     load_base,
     load_checkpoint,
     load_control,
+    open_run,
     save_checkpoint,
     write_atomically,
     write_json,
@@ -24,6 +30,8 @@ from minicnet.controlnet import ControlNet
 from minicnet.unet import UNet
 
 AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
+PROCESSES = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+PROCESSES.set_forkserver_preload(["torch", "torch._dynamo"])  # imported once for all processes
 
 
 def base_checkpoint(unet):
@@ -124,6 +132,26 @@ def test_a_file_that_is_a_folder_is_refused_in_a_sentence(tmp_path):
         write_atomically(tmp_path / "base.pt", b"new")
     assert is_a_sentence(error)
     assert files(tmp_path) == ["base.pt", "inside"]
+
+
+def test_a_file_size_limit_met_half_way_costs_neither_the_old_file_nor_leaves_half_a_new_one(tmp_path):
+    write_atomically(tmp_path / "file", b"old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match="cannot write .*file: File too large; the one written") as error:
+            write_atomically(tmp_path / "file", bytes(300_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert is_a_sentence(error)
+    assert files(tmp_path) == ["file"] and (tmp_path / "file").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("left", [b"", b"half of a checkp", bytes(10_000)])
+def test_what_a_killed_run_left_half_written_does_no_harm(tmp_path, left):
+    (tmp_path / ".base.pt.partial").write_bytes(left)
+    write_atomically(tmp_path / "base.pt", b"new")
+    assert files(tmp_path) == ["base.pt"] and (tmp_path / "base.pt").read_bytes() == b"new"
 
 
 @pytest.mark.skipif(AS_ROOT, reason="root may write anywhere")
@@ -278,7 +306,7 @@ def test_a_base_that_lacks_something_is_refused(tmp_path, unet, name):
     {"channels": "many"}, {"channels": 12}, {"multipliers": []}])
 def test_weights_of_another_network_than_the_one_described_are_refused(tmp_path, unet, changes):
     save_checkpoint(tmp_path / "base.pt", {**base_checkpoint(unet), "model": {**unet.settings, **changes}})
-    with pytest.raises(CheckpointError, match="does not hold the weights of the network it describes") as error:
+    with pytest.raises(CheckpointError, match="does not hold the weights of the network it is for") as error:
         load_base(tmp_path / "base.pt")
     assert is_a_sentence(error)
 
@@ -306,6 +334,175 @@ def test_a_control_made_for_another_base_is_refused(tmp_path, unet, randomised):
     with pytest.raises(CheckpointError, match="control.pt was trained for another base") as error:
         load_control(tmp_path / "control.pt", other)
     assert is_a_sentence(error)
+
+
+def test_a_control_may_be_forced_on_another_base_of_its_shape(tmp_path, unet, randomised):
+    other = randomised(UNet(**unet.settings), seed=1)
+    control_net = randomised(ControlNet(unet), seed=2)
+    save_checkpoint(tmp_path / "control.pt", control_checkpoint(control_net, unet))
+    forced, checkpoint = load_control(tmp_path / "control.pt", other, force=True)
+    assert checkpoint["base"] == fingerprint(unet) != fingerprint(other)
+    assert fingerprint(forced) == fingerprint(control_net)
+    assert not forced.training and not any(p.requires_grad for p in forced.parameters())
+
+
+@pytest.mark.parametrize("changes, sentence", [
+    ({"channels": 16}, r"encoder.time.0.weight is \(32, 8\) in the file and \(64, 16\) in the network"),
+    ({"in_channels": 3}, r"encoder.conv_in.weight is \(8, 4, 3, 3\) in the file and \(8, 12, 3, 3\) in the network"),
+    ({"num_labels": 4}, r"encoder.label.weight is \(4, 32\) in the file and \(5, 32\) in the network"),
+    ({"multipliers": (1, 2)}, r"encoder.stages.1.conv.weight is missing in the file and \(8, 8, 3, 3\) in the network"),
+    ({"blocks": 2}, r"encoder.stages.1.0.norm1.weight is missing in the file and \(8,\) in the network")])
+def test_a_control_cannot_be_forced_on_a_base_of_another_shape(tmp_path, unet, changes, sentence):
+    save_checkpoint(tmp_path / "control.pt", control_checkpoint(ControlNet(unet), unet))
+    with pytest.raises(CheckpointError, match=f"control.pt does not hold the weights .*: {sentence}$") as error:
+        load_control(tmp_path / "control.pt", UNet(**{**unet.settings, **changes}), force=True)
+    assert is_a_sentence(error)
+
+
+# Damaged at any place
+
+
+def same(a, b):
+    """Whether two checkpoints are equal to the last bit."""
+    if torch.is_tensor(a):
+        return torch.is_tensor(b) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    return type(a) is type(b) and a == b
+
+
+def read_or_refused(path, whole):
+    """Whether the checkpoint was read; then it must be the whole one. If not, it must be refused with a sentence."""
+    try:
+        checkpoint = load_checkpoint(path, {"kind": "base"})
+    except CheckpointError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+        return False
+    assert same(checkpoint, whole)
+    return True
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A checkpoint of 2 kB: damages at random hit every part of it, the zip archive's table of contents included."""
+    save_checkpoint(tmp_path / "base.pt", {"kind": "base", "weights": {"a": torch.randn(20), "b": torch.randn(3, 2)}})
+    return tmp_path / "base.pt"
+
+
+def test_flipped_bits_are_noticed_wherever_they_are(small):
+    draw, content, whole = random.Random(0), small.read_bytes(), load_checkpoint(small, {"kind": "base"})
+    places = [[place] for place in range(len(content))]
+    places += [draw.choices(range(len(content)), k=draw.randrange(1, 9)) for _ in range(500)]
+    read = 0
+    for flips in places:
+        flipped = bytearray(content)
+        for place in flips:
+            flipped[place] ^= 1 << draw.randrange(8)
+        small.write_bytes(flipped)
+        read += read_or_refused(small, whole)
+    assert 0.1 < read / len(places) < 0.7  # dates and the filling between the parts, for example, do not matter
+
+
+def test_a_part_marked_as_a_folder_is_noticed(small):
+    """torch.load would not read it, and return what happened to lie in memory."""
+    content = bytearray(small.read_bytes())
+    entry = next(i for i in range(len(content)) if content[i:i + 4] == b"PK\1\2" and content[i + 46:].startswith(
+        b"archive/data/0"))
+    content[entry + 38] ^= 0x10
+    refused(small, bytes(content))
+
+
+def test_a_file_cut_short_lengthened_or_overwritten_anywhere_is_noticed(small):
+    draw, content, whole = random.Random(1), small.read_bytes(), load_checkpoint(small, {"kind": "base"})
+    for at in range(0, len(content), 4):
+        scratch = draw.choice([draw.randbytes(draw.randrange(1, 600)), bytes(512)])  # as a block that was never written
+        for damaged in (content[:at] + scratch + content[at + len(scratch):], content[:at] + content):
+            small.write_bytes(damaged)
+            read_or_refused(small, whole)
+        small.write_bytes(content[:at])
+        assert not read_or_refused(small, whole)
+
+
+def test_a_zip_bomb_is_not_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "base.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(50_000_000))
+    refused(tmp_path / "base.pt", (tmp_path / "base.pt").read_bytes())
+
+
+# Run folders
+
+
+FILES = ("base.pt", "control.pt", "metrics.json")
+
+
+def run_in(folder, connection):
+    """A run: opens the folder, writes its base, says so, and goes on until it is told to end."""
+    open_run(folder, FILES, resume=False)
+    write_atomically(folder / "base.pt", b"of the first run")
+    connection.send("in")
+    connection.recv()
+
+
+@pytest.mark.parametrize("end", ["told to end", "killed"])
+def test_a_second_run_into_a_folder_is_refused_while_the_first_goes_on(tmp_path, end):
+    (tmp_path / "base.pt").write_bytes(b"of an earlier run")
+    mine, its = PROCESSES.Pipe()
+    process = PROCESSES.Process(target=run_in, args=[tmp_path, its])
+    process.start()
+    assert mine.recv() == "in"
+    for resume in (False, True):
+        with pytest.raises(CheckpointError, match="another run is going on in .*: let it end, or choose") as error:
+            open_run(tmp_path, FILES, resume)
+        assert is_a_sentence(error)
+    assert files(tmp_path) == ["base.pt", "base.pt", "earlier-1"]
+    assert (tmp_path / "base.pt").read_bytes() == b"of the first run"
+    open_run(tmp_path / "other", FILES, resume=False)
+    if end == "killed":
+        process.kill()
+    else:
+        mine.send("end")
+    process.join()
+    assert process.exitcode == (-signal.SIGKILL if end == "killed" else 0)
+    assert open_run(tmp_path, FILES, resume=True) == {}
+    open_run(tmp_path, FILES, resume=False)  # and once more, in this process
+    assert files(tmp_path) == ["base.pt", "base.pt", "earlier-1", "earlier-2", "other"]
+
+
+def test_runs_work_where_there_are_no_locks(tmp_path, monkeypatch):
+    def no_locks(*args):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(checkpoints.fcntl, "flock", no_locks)
+    assert open_run(tmp_path / "a", FILES, resume=False) == {}
+    monkeypatch.setattr(checkpoints, "fcntl", None)
+    assert open_run(tmp_path / "b", FILES, resume=False) == {}
+
+
+def test_the_seconds_of_a_stopped_run_come_back(tmp_path):
+    (tmp_path / "base.pt").touch()
+    assert open_run(tmp_path, FILES, resume=True) == {}
+    write_json(tmp_path / "metrics.json", {"seconds": {"base": 12.5, "control": 3}, "date": "2026-01-01"})
+    assert open_run(tmp_path, FILES, resume=True) == {"base": 12.5, "control": 3}
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"null", b"[]", b"{}", b'{"seconds": 5}', b'{"seconds": [1]}', b'{"seconds": {"base": "x"}}', b"\xff",
+    b"[" * 10**5, b'{"seconds": {"base": null}}', b'{"seconds": {"base": 1' + b"0" * 400 + b"}}"])
+def test_damaged_metrics_are_named(tmp_path, content):
+    (tmp_path / "base.pt").touch()
+    (tmp_path / "metrics.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match="metrics.json is damaged: delete it, and --resume goes on") as error:
+        open_run(tmp_path, FILES, resume=True)
+    assert is_a_sentence(error)
+
+
+def test_metrics_cut_short_anywhere_are_noticed(tmp_path):
+    (tmp_path / "base.pt").touch()
+    whole = json.dumps({"seconds": {"base": 12.5, "control": 3.25}}).encode()
+    for length in range(len(whole)):
+        (tmp_path / "metrics.json").write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match="metrics.json is damaged"):
+            open_run(tmp_path, FILES, resume=True)
 
 
 # Fingerprints

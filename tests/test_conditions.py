@@ -1,4 +1,7 @@
-"""Canny against shapes whose edges are known, OpenCV's edge maps, and a Canny written with plain loops."""
+"""Canny against shapes whose edges are known, OpenCV's edge maps, and a Canny written with plain loops.
+
+The other conditions, from "What every condition keeps to" on, against shapes whose maps are known and plain loops.
+"""
 
 import math
 
@@ -7,7 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minicnet.conditions import canny, dilate, gaussian_blur, sobel
+from minicnet.conditions import CONDITIONS, canny, colour, depth, dilate, gaussian_blur, mask, scribble, sobel
+from minicnet.digits import draw_digits
+
+DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+every_condition = pytest.mark.parametrize("condition", CONDITIONS.values(), ids=CONDITIONS.keys())
 
 
 def image(brightness):
@@ -393,9 +400,10 @@ def test_sobel_is_the_slope_of_a_plane_and_dilate_a_maximum_over_nine_pixels():
     (torch.tensor([0, math.nan, 0, 0]).view(1, 1, 2, 2), "finite"),
     (torch.tensor([0, math.inf, 0, 0]).view(1, 1, 2, 2), "finite"),
 ])
-def test_images_of_the_wrong_kind_are_refused(images, sentence):
+@every_condition
+def test_images_of_the_wrong_kind_are_refused(condition, images, sentence):
     with pytest.raises(ValueError, match=sentence):
-        canny(images)
+        condition(images)
 
 
 @pytest.mark.parametrize("setting", [
@@ -410,3 +418,254 @@ def test_senseless_settings_are_refused(setting):
 def test_rounding_beyond_one_is_forgiven():
     images = image(step())
     assert torch.equal(canny(images * 1.0005), canny(images))
+
+
+# What every condition keeps to
+
+
+def assorted(C=3):
+    """Images (8, C, 28, 28): 3 of noise, 2 coloured digits, a square at the border, black, a faint step."""
+    digits = -draw_digits(2, seed=3)[0].expand(2, C, 28, 28) * torch.linspace(0.2, 1, C).view(C, 1, 1)
+    square = torch.full((1, C, 28, 28), 0.3)
+    square[:, 0, 10:20, 20:] = -0.7
+    gray = step(0.01, size=28).expand(1, C, 28, 28)
+    return torch.cat([smooth_noise(3, C, 28, 28), digits, square, -torch.ones(1, C, 28, 28), gray])
+
+
+@every_condition
+@pytest.mark.parametrize("C", [1, 3])
+def test_a_condition_is_a_float32_map_from_0_to_1_as_large_as_the_images(condition, C):
+    maps = condition(assorted(C))
+    assert maps.shape == (8, C if condition is colour else 1, 28, 28) and maps.dtype == torch.float32
+    assert maps.min() >= 0 and maps.max() <= 1 and maps.std() > 0.1
+    assert condition in (colour, depth) or set(maps.unique().tolist()) == {0, 1}
+
+
+@every_condition
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_map_depends_on_its_own_image_alone_and_not_on_its_place_in_the_batch(condition, device):
+    images = assorted().to(device)
+    maps = condition(images)
+    assert maps.device == images.device
+    order = torch.tensor([5, 0, 7, 3, 1, 6, 2, 4], device=device)
+    assert torch.equal(condition(images[order]), maps[order])
+    assert torch.equal(torch.cat([condition(one[None]) for one in images]), maps)
+    torch.testing.assert_close(maps.cpu(), condition(images.cpu()))
+
+
+@every_condition
+def test_nothing_is_random(condition):
+    images = assorted()
+    torch.manual_seed(1)
+    before, first = torch.get_rng_state(), condition(images)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert torch.equal(condition(images), first)
+
+
+@every_condition
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_every_condition_takes_every_float_type_and_computes_in_float32(condition, dtype):
+    images = assorted().to(torch.bfloat16).to(dtype)
+    maps = condition(images)
+    assert maps.dtype == torch.float32 and torch.equal(maps, condition(images.float()))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(condition(images), maps)
+
+
+@every_condition
+def test_every_condition_leaves_its_images_alone_and_records_no_gradient(condition):
+    images = assorted().requires_grad_()
+    before = images.detach().clone()
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: pytest.fail("a graph was built"), lambda saved: saved):
+        assert not condition(images).requires_grad
+    assert torch.equal(images, before)
+
+
+@every_condition
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 3), (31, 18)])
+def test_every_condition_takes_every_size(condition, size):
+    maps = condition(smooth_noise(2, 3, 31, 18)[..., : size[0], : size[1]])
+    assert maps.shape[2:] == size and maps.isfinite().all()
+
+
+@every_condition
+@pytest.mark.parametrize("level", [-1.0, -0.3, 0.0, 1.0])
+def test_an_image_of_one_colour_has_that_colour_and_nothing_else(condition, level):
+    maps = condition(torch.full((2, 3, 9, 7), level))
+    torch.testing.assert_close(maps, torch.full_like(maps, (level + 1) / 2 if condition is colour else 0))
+
+
+# Colours
+
+
+@pytest.mark.parametrize("H, W", [(16, 16), (28, 28), (32, 20)])
+def test_colours_are_means_over_sixteen_cells_with_straight_lines_between_their_centres(H, W):
+    picture = torch.rand(3, H, W, dtype=torch.float64)
+    means = picture.reshape(3, 4, H // 4, 4, W // 4).mean((2, 4)).numpy()
+    y, x = ((np.arange(n) + 0.5) * 4 / n - 0.5 for n in (H, W))  # in cells, from the centre of the first
+    rows = np.apply_along_axis(lambda column: np.interp(y, range(4), column), 1, means)
+    expected = np.apply_along_axis(lambda row: np.interp(x, range(4), row), 2, rows)
+    np.testing.assert_allclose(colour(image(picture))[0], expected, atol=1e-5)
+
+
+def test_half_black_and_half_white_is_a_ramp_as_wide_as_a_cell():
+    ramp = torch.tensor([0, 0, 0, 0, 0, 0, 1 / 8, 3 / 8, 5 / 8, 7 / 8, 1, 1, 1, 1, 1, 1])
+    torch.testing.assert_close(colour(image(step(size=16, at=8)))[0, 0], ramp.expand(16, 16))
+
+
+def test_each_channel_has_its_own_colours_and_shapes_inside_a_cell_are_lost():
+    images = smooth_noise(2, 3, 28, 28)
+    expected = torch.cat([colour(images[:, c : c + 1]) for c in range(3)], dim=1)
+    assert torch.equal(colour(images), expected)
+    cells = F.unfold(images.view(6, 1, 28, 28), 7, stride=7)[:, torch.randperm(49)]
+    shuffled = F.fold(cells, 28, 7, stride=7).view(2, 3, 28, 28)
+    assert (shuffled - images).abs().mean() > 0.1
+    torch.testing.assert_close(colour(shuffled), expected)
+
+
+def test_colours_of_images_that_rounding_took_beyond_one_stay_within_it():
+    maps = colour(torch.tensor([-1.0005, 1.0005]).view(2, 1, 1, 1).expand(2, 1, 8, 8))
+    assert maps[0].max() == 0 and maps[1].min() == 1
+
+
+# Masks
+
+
+def square(background, ink, size=9):
+    """An image (1, C, size, size) of one colour with a square of another, rows 2 to 5 and columns 3 to 6."""
+    colours = torch.tensor([background, ink], dtype=torch.float32)
+    inside = torch.zeros(size, size, dtype=torch.long)
+    inside[2:6, 3:7] = 1
+    return colours[inside].permute(2, 0, 1)[None]
+
+
+@pytest.mark.parametrize("background, ink", [
+    ([-1], [1]), ([1], [-1]), ([0.2], [0.3]), ([0.1, 0.5, 0.9], [0.1, 0.5, 0.7]), ([-1, 1, 0], [1, -1, 0]),
+])
+def test_the_mask_of_a_square_is_the_square_whichever_its_colours(background, ink):
+    assert draw(mask(square(background, ink))) == """\
+.........
+.........
+...####..
+...####..
+...####..
+...####..
+.........
+.........
+........."""
+
+
+def test_the_mask_of_a_digit_does_not_depend_on_ink_and_paper():
+    digits = draw_digits(20, seed=1)[0]
+    strokes = mask(digits)
+    assert 0.05 < strokes.mean() < 0.3
+    assert torch.equal(mask(-digits), strokes)
+    background, ink = torch.rand(2, 20, 3, 1, 1)
+    assert torch.equal(mask(torch.lerp(2 * background - 1, 2 * ink - 1, (digits + 1) / 2)), strokes)
+
+
+def test_exactly_half_of_the_greatest_difference_is_background_whichever_the_colours():
+    shares = torch.zeros(9, 9)
+    shares[3, 2:7] = torch.tensor([0.45, 0.5, 0.55, 1, 0.5])
+    background, ink = torch.rand(2, 500, 3, 1, 1)
+    ink = (background + 0.35 + 0.3 * ink) % 1
+    masks = mask(torch.lerp(background, ink, shares) * 2 - 1)
+    assert torch.equal(masks, (shares > 0.5).float().expand(500, 1, 9, 9))
+
+
+def test_colours_differ_by_their_euclidean_distance():
+    picture = torch.zeros(3, 9, 9)
+    picture[:, 2, 2] = 1  # sqrt(3) from the paper
+    picture[0, 4, 4], picture[0, 6, 6] = 0.86, 0.88  # on both sides of half of it
+    found = mask(image(picture))[0, 0]
+    assert found[2, 2] == found[6, 6] == 1 and found.sum() == 2
+
+
+def test_differences_too_faint_to_see_are_no_foreground():
+    assert mask(square([0], [0.038])).sum() == 0
+    assert mask(square([0], [0.042])).sum() == 16
+    assert mask(0.5 + 1e-7 * smooth_noise(2, 3, 9, 9)).sum() == 0
+
+
+def test_the_paper_is_the_colour_of_most_of_the_border():
+    picture = torch.zeros(16, 16)
+    picture[1:15, 1:15] = 1  # most of the picture, but none of the border
+    assert torch.equal(mask(image(picture))[0, 0], picture)
+    band = torch.zeros(16, 16)
+    band[:4] = 1  # the whole of one side, and a quarter of two: 24 of 64
+    for turn in range(4):
+        turned = band.rot90(turn)
+        assert torch.equal(mask(image(turned))[0, 0], turned)
+        assert torch.equal(mask(image(1 - turned))[0, 0], turned)
+    frame = 1 - picture
+    assert torch.equal(mask(image(frame))[0, 0], picture)
+
+
+# Depth
+
+
+def loop_distance(foreground):
+    """The distance of each true pixel of foreground (H, W) to the nearest false one: infinity if there is none."""
+    background = np.argwhere(~foreground)
+    distance = np.zeros(foreground.shape)
+    for y, x in np.argwhere(foreground):
+        distance[y, x] = np.hypot(*(background - [y, x]).T).min(initial=np.inf)
+    return distance
+
+
+@pytest.mark.parametrize("share", [0.2, 0.6, 0.9, 0.97, 1])
+@pytest.mark.parametrize("H, W", [(12, 12), (9, 25), (25, 9)])
+def test_depth_is_the_distance_that_plain_loops_find(share, H, W):
+    foreground = torch.zeros(5, 1, H, W)
+    foreground[..., 1:-1, 1:-1] = torch.rand(5, 1, H - 2, W - 2) < share  # a border of paper
+    foreground[..., 3:8, 0] = 1  # but for a piece of its left side
+    images = foreground * 2 - 1
+    assert torch.equal(mask(images), foreground)
+    for found, truth in zip(depth(images)[:, 0].numpy(), foreground[:, 0].bool().numpy(), strict=True):
+        np.testing.assert_allclose(found, np.minimum(loop_distance(truth) / 4, 1), rtol=1e-6)
+
+
+def test_the_relief_of_a_square_is_a_pyramid_and_outside_the_image_is_no_background():
+    pyramid = torch.tensor([[1, 1, 1, 1], [1, 2, 2, 1], [1, 2, 2, 1], [1, 1, 1, 1]]) / 4
+    found = depth(square([-1], [1]))[0, 0]
+    assert torch.equal(found[2:6, 3:7], pyramid) and found.sum() == pyramid.sum()
+    bar = torch.zeros(20, 20)
+    bar[:, 7:] = 1
+    bar[0], bar[-1] = 0, 0
+    assert torch.equal(depth(image(bar))[0, 0, 10, 7:], torch.tensor([1, 2, 3, *[4] * 10]) / 4)
+
+
+def test_where_all_is_foreground_the_relief_is_flat():
+    red_and_green = torch.zeros(2, 8, 8)
+    red_and_green[0, :, :4] = red_and_green[1, :, 4:] = 1  # in the median of the border neither is: paper is black
+    assert mask(image(red_and_green)).all()
+    assert torch.equal(depth(image(red_and_green)), torch.ones(1, 1, 8, 8))
+
+
+# Scribble
+
+
+def test_a_scribble_stays_within_two_pixels_of_the_edges_and_misses_few_of_them():
+    for images in (draw_digits(50, seed=2)[0], smooth_noise(20, 3, 32, 32)):
+        drawn, edges = scribble(images).bool(), canny(images).bool()
+        assert not (drawn & ~dilate(dilate(edges))).any()
+        assert (drawn & ~dilate(edges)).any()  # it wavers
+        assert 0.99 < dilate(dilate(drawn))[edges].float().mean()
+        assert (drawn.sum() > 1.2 * edges.sum()).all()
+
+
+def test_a_scribbled_line_is_two_pixels_thick_wavers_by_one_and_breaks():
+    drawn = scribble(image(step(size=64, at=32)))[0, 0]  # the edge is column 31
+    width, where = drawn.sum(1), (drawn * torch.arange(64)).sum(1) / drawn.sum(1)
+    assert set(width.tolist()) == {0, 1, 2} and (width == 2).float().mean() > 0.7
+    assert 0.03 < (width == 0).float().mean() < 0.3
+    assert set(where[width == 2].tolist()) == {29.5, 30.5, 31.5}
+    across = scribble(image(step(size=64, at=32).T))[0, 0]
+    assert set(across.sum(0).tolist()) == {0, 1, 2} and not torch.equal(across, drawn.T)
+
+
+def test_the_same_line_elsewhere_is_scribbled_in_another_way():
+    here, there = scribble(image(step(size=40, at=20))), scribble(image(step(size=40, at=21)))
+    assert not torch.equal(here.roll(1, 3), there)
+    assert 0 < (here.sum(3) == 0).sum() and not torch.equal(here.sum(3), there.sum(3))  # other gaps, too

@@ -8,31 +8,48 @@ from minicnet.unet import UNet
 
 
 @pytest.fixture
-def run(tmp_path, randomised):
+def runs(tmp_path, randomised):
+    """Two runs with one base: one for edges, one for colours."""
     unet = randomised(UNet(channels=8, multipliers=[1]))
-    control_net = randomised(ControlNet(unet))
-    save_checkpoint(tmp_path / "run" / "base.pt", {
-        "kind": "base", "model": unet.settings, "weights": unet.state_dict()})
-    save_checkpoint(tmp_path / "run" / "control.pt", {
-        "kind": "control", "condition_channels": 1, "base": fingerprint(unet), "weights": control_net.state_dict()})
-    (tmp_path / "run" / "metrics.json").write_text("{}\n")
-    return tmp_path / "run"
+    for seed, (name, condition) in enumerate([("edges", "canny"), ("colours", "colour")]):
+        control_net = randomised(ControlNet(unet), seed=seed)
+        save_checkpoint(tmp_path / name / "base.pt", {
+            "kind": "base", "model": unet.settings, "weights": unet.state_dict()})
+        save_checkpoint(tmp_path / name / "control.pt", {
+            "kind": "control", "condition": condition, "condition_channels": 1, "base": fingerprint(unet),
+            "weights": control_net.state_dict()})
+        (tmp_path / name / "metrics.json").write_text(f'"{name}"\n')
+    return [tmp_path / "edges", tmp_path / "colours"]
 
 
-def test_exported_networks_are_half_as_large_and_nearly_the_same(run, tmp_path):
-    export(run, tmp_path / "weights")
-    for name in ("base.pt", "control.pt"):
-        assert (tmp_path / "weights" / name).stat().st_size < 0.75 * (run / name).stat().st_size
-    before, _ = load_base(run / "base.pt")
-    after, _ = load_base(tmp_path / "weights" / "base.pt")
-    for weight, rounded in zip(before.state_dict().values(), after.state_dict().values()):
-        assert rounded.dtype == torch.float32
-        torch.testing.assert_close(rounded, weight, rtol=1e-3, atol=1e-6)
-    assert (tmp_path / "weights" / "metrics.json").read_text() == "{}\n"
+def test_exported_networks_are_half_as_large_and_nearly_the_same(runs, tmp_path):
+    weights = tmp_path / "weights"
+    export(weights, *runs)
+    pairs = [(runs[0] / "base.pt", "base.pt"), (runs[0] / "control.pt", "canny.pt"),
+             (runs[1] / "control.pt", "colour.pt")]
+    for before, after in pairs:
+        assert (weights / after).stat().st_size < 0.75 * before.stat().st_size
+        before, after = (torch.load(path, weights_only=True)["weights"] for path in (before, weights / after))
+        for name, weight in before.items():
+            assert after[name].dtype == torch.float16
+            torch.testing.assert_close(after[name].float(), weight, rtol=1e-3, atol=1e-6)
+    assert (weights / "canny.json").read_text() == '"edges"\n'
+    assert (weights / "colour.json").read_text() == '"colours"\n'
 
 
-def test_an_exported_control_belongs_to_the_exported_base_alone(run, tmp_path):
-    export(run, tmp_path / "weights")
-    load_control(tmp_path / "weights" / "control.pt", load_base(tmp_path / "weights" / "base.pt")[0])
+def test_exported_controls_belong_to_the_exported_base_alone(runs, tmp_path):
+    weights = tmp_path / "weights"
+    export(weights, *runs)
+    for name in ("canny.pt", "colour.pt"):
+        load_control(weights / name, load_base(weights / "base.pt")[0])
+        with pytest.raises(CheckpointError, match="another base"):
+            load_control(weights / name, load_base(runs[0] / "base.pt")[0])
+
+
+def test_runs_of_different_bases_are_not_exported_together(runs, tmp_path, randomised):
+    other = randomised(UNet(channels=8, multipliers=[1]), seed=9)
+    control = torch.load(runs[1] / "control.pt", weights_only=True)
+    save_checkpoint(runs[1] / "control.pt", {**control, "base": fingerprint(other)})
     with pytest.raises(CheckpointError, match="another base"):
-        load_control(tmp_path / "weights" / "control.pt", load_base(run / "base.pt")[0])
+        export(tmp_path / "weights", *runs)
+    assert not (tmp_path / "weights").exists()

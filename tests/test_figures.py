@@ -15,6 +15,16 @@ from minicnet.figures import learning_curves, samples_sheet, save_figure
 
 BASE = [{"step": 0, "heldout_loss": 1.0}, {"step": 10, "loss": 0.7, "heldout_loss": 0.5},
         {"step": 20, "loss": 0.4, "heldout_loss": 0.3}]
+METRICS = {
+    "dataset": "drawn", "condition": "canny", "measure": "edge_f1", "device": "cpu", "seed": 3, "torch": "2.0",
+    "date": "2024-01-02", "images": 500,
+    "guidance": 2.0, "seconds": {"base": 61.2, "control": 30.7, "total": 150.0},
+    "base": {"parameters": 5, "steps": 70, "heldout_loss": 0.11111, "label_accuracy": 0.21, "frechet": 31.0},
+    "control": {"trainable_parameters": 6, "steps": 80, "heldout_loss": 0.22222, "heldout_loss_shuffled": 0.33333,
+                "edge_f1": 0.9116, "edge_f1_floor": 0.61, "edge_f1_ceiling": 1.0, "edge_f1_strict": 0.8,
+                "edge_f1_strict_floor": 0.4, "edge_f1_strict_ceiling": 1.0, "label_accuracy": 0.97,
+                "frechet": 17.25},
+    "frechet_real": 12.0, "classifier_accuracy": 0.995}
 CONTROL = [{"step": 0, "heldout_loss": 0.3, "heldout_loss_shuffled": 0.31, "edge_f1": 0.6},
            {"step": 7, "loss": 0.2, "heldout_loss": 0.2, "heldout_loss_shuffled": 0.4, "edge_f1": 0.9}]
 
@@ -75,19 +85,19 @@ def test_values_outside_the_range_are_clipped():
 
 
 def test_curves_go_through_the_numbers_of_the_histories():
-    fig = learning_curves(BASE, CONTROL, 0.65, "drawn, seed 0")
+    fig = learning_curves(BASE, CONTROL, METRICS, "drawn, seed 0")
     left, middle, right = ({line.get_label(): line.get_xydata().tolist() for line in ax.lines} for ax in fig.axes)
     batches, heldout = left.values()
     assert batches == [[10, 0.7], [20, 0.4]] and heldout == [[0, 1], [10, 0.5], [20, 0.3]]
-    assert middle["right edges"] == [[0, 0.3], [7, 0.2]]
-    assert middle["edges of another image"] == [[0, 0.31], [7, 0.4]]
+    assert middle["right condition"] == [[0, 0.3], [7, 0.2]]
+    assert middle["condition of another image"] == [[0, 0.31], [7, 0.4]]
     assert right["with control"] == [[0, 0.6], [7, 0.9]]
-    assert [y for _, y in right["floor: without control"]] == [0.65, 0.65]
-    assert [y for _, y in right["ceiling: real images"]] == [1, 1]
+    assert [y for _, y in right["without control"]] == [0.61, 0.61]
+    assert [y for _, y in right["real images"]] == [1, 1]
 
 
 def test_curves_say_what_they_show():
-    fig = learning_curves(BASE, CONTROL, 0.65, "drawn, seed 0")
+    fig = learning_curves(BASE, CONTROL, METRICS, "drawn, seed 0")
     assert fig.get_suptitle() == "drawn, seed 0"
     for ax in fig.axes:
         assert ax.get_title() and ax.get_ylabel() and ax.get_xlabel() == "training step"
@@ -95,14 +105,16 @@ def test_curves_say_what_they_show():
 
 
 def test_all_of_edge_f1_and_the_last_losses_are_in_view():
-    left, _, right = learning_curves(BASE, CONTROL, 0.4, "").axes
+    low = {**METRICS, "control": {**METRICS["control"], "edge_f1_floor": 0.4}}
+    left, _, right = learning_curves(BASE, CONTROL, low, "").axes
     assert left.get_ylim()[0] == 0 and left.get_ylim()[1] > 0.4
     assert right.get_ylim()[0] < 0.4 and right.get_ylim()[1] > 1
 
 
 @pytest.mark.parametrize("make", [
     lambda: samples_sheet(columns(), "a title"),
-    lambda: learning_curves(BASE, CONTROL, 0.65, "a title"), lambda: learning_curves(BASE[:1], CONTROL[:1], 0.65, "")],
+    lambda: learning_curves(BASE, CONTROL, METRICS, "a title"),
+    lambda: learning_curves(BASE[:1], CONTROL[:1], METRICS, "")],
     ids=["sheet", "curves", "curves of one point"])
 def test_figures_are_made_without_a_warning(tmp_path, make):
     with warnings.catch_warnings():
@@ -114,7 +126,7 @@ def test_figures_are_made_without_a_warning(tmp_path, make):
 
 
 def test_a_figure_is_saved_as_a_png_of_its_size_and_nothing_else(tmp_path):
-    fig = learning_curves(BASE, CONTROL, 0.65, "a title")
+    fig = learning_curves(BASE, CONTROL, METRICS, "a title")
     save_figure(fig, tmp_path / "deep" / "figure.png")
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["figure.png"]
     picture = matplotlib.image.imread(tmp_path / "deep" / "figure.png")
@@ -123,20 +135,10 @@ def test_a_figure_is_saved_as_a_png_of_its_size_and_nothing_else(tmp_path):
 
 def test_a_figure_that_cannot_be_saved_says_so(tmp_path):
     with pytest.raises(CheckpointError, match="cannot write"):
-        save_figure(learning_curves(BASE, CONTROL, 0.65, ""), tmp_path)
+        save_figure(learning_curves(BASE, CONTROL, METRICS, ""), tmp_path)
 
 
 # The README's table
-
-METRICS = {
-    "dataset": "drawn", "device": "cpu", "seed": 3, "torch": "2.0", "date": "2024-01-02", "images": 500,
-    "guidance": 2.0, "seconds": {"base": 61.2, "control": 30.7, "total": 150.0},
-    "base": {"parameters": 5, "steps": 70, "heldout_loss": 0.11111, "label_accuracy": 0.21, "frechet": 31.0},
-    "control": {"trainable_parameters": 6, "steps": 80, "heldout_loss": 0.22222, "heldout_loss_shuffled": 0.33333,
-                "edge_f1": 0.9116, "edge_f1_floor": 0.61, "edge_f1_ceiling": 1.0, "edge_f1_strict": 0.8,
-                "edge_f1_strict_floor": 0.4, "label_accuracy": 0.97, "label_accuracy_floor": 0.21, "frechet": 17.25},
-    "frechet_real": 12.0, "classifier_accuracy": 0.995}
-
 
 def rows(text):
     return {cells[0]: cells[1:] for line in text.splitlines() if line.startswith("| ")
@@ -146,7 +148,7 @@ def rows(text):
 def test_the_table_holds_the_numbers_of_the_run():
     cells = rows(report.table(METRICS))
     assert cells[""] == ["base alone", "with control", "real images"]
-    assert cells["edge-F1, within one pixel"] == ["0.610", "0.912", "1.000"]
+    assert cells["edge-F1 within one pixel"] == ["0.610", "0.912", "1.000"]
     assert cells["edge-F1, strict"] == ["0.400", "0.800", "1.000"]
     assert cells["label accuracy"] == ["0.210", "0.970", "0.995"]
     assert cells["Frechet distance (less is better)"] == ["31.000", "17.250", "12.000"]
@@ -157,9 +159,19 @@ def test_the_table_says_what_was_run_where_and_when():
     first, *_, last = report.table(METRICS).splitlines()
     for fact in ("drawn", "seed 3", "cpu", "torch 2.0", "2024-01-02", "500 test images", "guidance 2"):
         assert fact in first
-    for fact in ("0.2222 with the right edges", "0.3333 with those of other images", "0.1111 without control",
+    for fact in ("0.2222 with the right condition", "0.3333 with that of another image", "0.1111 without control",
                  "70 steps of the base in 61 s", "80 of the control in 31 s", "2.5 minutes"):
         assert fact in last
+
+
+def test_the_table_of_another_condition_has_its_own_measure():
+    control = {name: value for name, value in METRICS["control"].items() if "edge" not in name}
+    control |= {"colour_error": 0.0123, "colour_error_floor": 0.3, "colour_error_ceiling": 0.0}
+    text = report.table({**METRICS, "condition": "colour", "measure": "colour_error", "control": control,
+                         "seconds": {**METRICS["seconds"], "base": 0.0}})
+    assert rows(text)["colour error (less is better)"] == ["0.300", "0.012", "0.000"]
+    assert "edge-F1" not in text and "drawn, colour" in text
+    assert "70 steps of the base in an earlier run" in text
 
 
 @pytest.fixture

@@ -17,7 +17,11 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 REDUCED = {  # knobs of the parameters cell, turned down for a quick run
     "01_noise": dict(TRIES=500),
     "02_sampling": dict(PARTICLES=200, STEPS=[2, 10, 100]),
+    "03_unet": dict(TRAIN_IMAGES=1000, HELD_OUT=20, STEPS=20, BATCH=8, TIMES=[100, 900], CLASSIFIER_STEPS=50,
+                    GUIDANCE=[0, 1, 2], DRAWN=30, SAMPLING_STEPS=5),
     "04_zero_convolution": dict(BATCH=4, STEPS=3),
+    "05_controlnet": dict(TRAIN_IMAGES=1000, HELD_OUT=10, STEPS=10, LOOK_EVERY=10, BATCH=4, SAMPLING_STEPS=5,
+                          STRENGTHS=[0, 1], CONFLICTS=10, GUIDANCE=[0, 2], CLASSIFIER_STEPS=50),
 }
 
 

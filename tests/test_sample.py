@@ -12,10 +12,10 @@ from PIL import Image
 
 from minicnet import sample
 from minicnet.checkpoints import fingerprint, save_checkpoint
-from minicnet.conditions import canny
+from minicnet.conditions import CONDITIONS, canny
 from minicnet.controlnet import ControlNet, freeze
 from minicnet.diffusion import NoiseSchedule, sample_ddim
-from minicnet.sample import edges_from_picture, generate, read_picture
+from minicnet.sample import condition_from_image, condition_from_map, generate, read_picture
 from minicnet.unet import UNet
 
 SCHEDULE = NoiseSchedule.cosine(1000)
@@ -138,6 +138,10 @@ def drawing(size=SIZE):
     return lines
 
 
+def edges_from_picture(picture, size):
+    return condition_from_map(picture, "canny", 1, size)
+
+
 def test_a_drawing_of_the_right_size_is_its_own_edges():
     assert torch.equal(edges_from_picture(drawing(), (SIZE, SIZE)), drawing())
 
@@ -166,6 +170,33 @@ def test_a_small_picture_is_stretched():
                        drawing(8).repeat_interleave(2, dim=2).repeat_interleave(3, dim=3))
 
 
+@pytest.mark.parametrize("name", ["mask", "scribble"])
+def test_masks_and_scribbles_too_may_be_drawn_dark_on_white(name):
+    shape = torch.zeros(1, 3, 32, 32)
+    shape[..., 8:20, 4:20] = 1
+    expected = shape[:, :1, ::2, ::2]
+    assert torch.equal(condition_from_map(shape, name, 1, (16, 16)), expected)
+    assert torch.equal(condition_from_map(1 - shape, name, 1, (16, 16)), expected)
+
+
+@pytest.mark.parametrize("name, channels", [("depth", 1), ("colour", 3), ("colour", 1)])
+def test_maps_of_depth_and_colour_are_taken_as_they_are(name, channels):
+    picture = torch.rand(1, 3, 1, 1).expand(-1, -1, 40, 40)
+    expected = picture if channels == 3 else picture.mean(1, keepdim=True)
+    torch.testing.assert_close(condition_from_map(picture, name, channels, (16, 16)), expected[..., :16, :16])
+    white = condition_from_map(torch.ones(1, 3, 20, 20), name, channels, (16, 16))
+    torch.testing.assert_close(white, torch.ones(1, channels, 16, 16))
+    assert white.max() <= 1  # or the control would refuse it
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", list(CONDITIONS))
+def test_the_conditions_of_an_ordinary_picture_are_those_of_the_library(name, channels):
+    picture = torch.rand(1, 3, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    image = picture if channels == 3 else picture.mean(1, keepdim=True)
+    assert torch.equal(condition_from_image(picture, name, [channels, 16, 16]), CONDITIONS[name](image * 2 - 1))
+
+
 def save_picture(path, array):
     Image.fromarray(np.asarray(array, dtype=np.uint8)).save(path)
     return path
@@ -177,21 +208,26 @@ def ramp(channels=()):
 
 @pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tiff", "a.gif"])
 @pytest.mark.parametrize("channels", [(), (3,)])
-def test_pictures_are_read_as_gray_values_from_0_to_1(tmp_path, name, channels):
+def test_pictures_are_read_as_values_from_0_to_1(tmp_path, name, channels):
     picture = read_picture(save_picture(tmp_path / name, ramp(channels)))
-    assert picture.shape == (1, 1, 6, 8) and picture.dtype == torch.float32
-    torch.testing.assert_close(picture[0, 0], torch.tensor(ramp() / 255).float(), rtol=0, atol=0.01)
+    assert picture.shape == (1, 3, 6, 8) and picture.dtype == torch.float32
+    torch.testing.assert_close(picture[0], torch.tensor(ramp() / 255).float().expand(3, -1, -1), rtol=0, atol=0.01)
 
 
-def test_colours_become_their_mean(tmp_path):
-    red = np.zeros((4, 4, 3))
-    red[..., 0] = 255
-    assert torch.allclose(read_picture(save_picture(tmp_path / "a.png", red)), torch.tensor(1 / 3))
+def test_colours_stay_in_their_order(tmp_path):
+    orange = np.zeros((4, 4, 3)) + [255, 153, 0]
+    picture = read_picture(save_picture(tmp_path / "a.png", orange))
+    torch.testing.assert_close(picture[0, :, 1, 1], torch.tensor([1, 0.6, 0]))
+
+
+def test_for_gray_images_colours_become_their_mean():
+    picture = torch.tensor([0.9, 0.6, 0.0]).view(1, 3, 1, 1).expand(-1, -1, 16, 16)
+    torch.testing.assert_close(condition_from_image(picture, "colour", [1, 16, 16]), torch.full((1, 1, 16, 16), 0.5))
 
 
 def test_a_photograph_is_read(tmp_path):
     picture = read_picture(save_picture(tmp_path / "a.jpg", np.full((20, 30, 3), 128)))
-    assert picture.shape == (1, 1, 20, 30)
+    assert picture.shape == (1, 3, 20, 30)
     torch.testing.assert_close(picture, torch.full_like(picture, 0.5), rtol=0, atol=0.02)
 
 
@@ -273,7 +309,7 @@ def drawn(monkeypatch):
 
 
 def arguments(run, *more, edges="drawing.png"):
-    return ["--run", str(run), "--edges", str(run / edges), "--out", str(run / "out.png"), "--device", "cpu",
+    return ["--control", str(run / "control.pt"), "--condition", str(run / edges), "--out", str(run / "out.png"), "--device", "cpu",
             "--steps", "2", *more]
 
 
@@ -325,20 +361,20 @@ def test_the_same_seed_draws_the_same_and_another_seed_does_not(run, drawn):
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_canny_finds_the_edges_of_a_photograph(run, drawn):
+def test_image_finds_the_edges_of_a_photograph(run, drawn):
     disc = (torch.arange(64) - 32)[:, None] ** 2 + (torch.arange(64) - 32) ** 2 < 20**2
     save_picture(run / "photo.jpg", np.dstack([255 * disc.numpy()] * 3))
-    sample.main(arguments(run, "--canny", "--count", "2", edges="photo.jpg"))
+    sample.main(arguments(run, "--image", "--count", "2", edges="photo.jpg"))
     edges = drawn[0]["controls"][0][1][0, 0]
     assert edges.unique().tolist() == [0, 1] and not edges[6:10, 6:10].any()  # a ring
     far = ((torch.arange(16) - 7.5)[:, None] ** 2 + (torch.arange(16) - 7.5) ** 2).sqrt()
     assert ((far[edges > 0] - 5).abs() < 1.2).all() and edges.sum() > 20
 
 
-def test_canny_of_a_picture_of_the_right_size_is_that_of_the_library(run, drawn):
+def test_image_of_a_picture_of_the_right_size_is_that_of_the_library(run, drawn):
     picture = np.random.default_rng(0).integers(0, 256, (4, 4)).repeat(4, 0).repeat(4, 1)
     save_picture(run / "photo.png", picture)
-    sample.main(arguments(run, "--canny", edges="photo.png"))
+    sample.main(arguments(run, "--image", edges="photo.png"))
     expected = canny(torch.tensor(picture / 255).float()[None, None] * 2 - 1)
     assert torch.equal(drawn[0]["controls"][0][1][:1], expected) and expected.any()
 
@@ -376,17 +412,71 @@ def test_a_run_that_lacks_a_checkpoint_or_has_a_damaged_one_is_refused(run, caps
     assert f"{name} is damaged" in stopped(capsys, *arguments(run))
     (run / name).unlink()
     assert f"{name}: train first" in stopped(capsys, *arguments(run))
-    assert f"{name}: train first" in stopped(capsys, *arguments(run), "--canny", "--label", "3")
+    assert f"{name}: train first" in stopped(capsys, *arguments(run), "--image", "--label", "3")
 
 
 def test_a_run_that_is_not_there_is_refused(run, capsys):
-    assert "nowhere/base.pt: train first" in stopped(capsys, *arguments(run), "--run", run / "nowhere")
+    nowhere = ["--control", run / "nowhere" / "control.pt", "--condition", run / "drawing.png"]
+    assert "nowhere/base.pt: train first" in stopped(capsys, *nowhere)
 
 
 def test_a_control_of_another_run_is_refused(run, capsys, unet, randomised):
-    save_checkpoint(run / "control.pt", {"kind": "control", "base": fingerprint(randomised(unet, seed=9)),
-                                         "condition_channels": 1, "weights": {}})
+    before = unet.state_dict()["encoder.conv_in.weight"].clone()
+    checkpoint = torch.load(run / "control.pt", weights_only=True)
+    save_checkpoint(run / "control.pt", {**checkpoint, "base": fingerprint(randomised(unet, seed=9))})
+    assert not torch.equal(before, unet.state_dict()["encoder.conv_in.weight"])
     assert "trained for another base" in stopped(capsys, *arguments(run))
+    sample.main(arguments(run, "--force"))  # unless that is what is wanted
+    assert (run / "out.png").exists()
+
+
+@pytest.fixture
+def two(run, unet, nets):
+    """The arguments for two controls of one base, the second in a folder of its own, for masks."""
+    checkpoint = torch.load(run / "control.pt", weights_only=True)
+    save_checkpoint(run / "second" / "control.pt", {**checkpoint, "condition": "mask",
+                                                    "weights": nets[1].state_dict()})
+    save_picture(run / "mask.png", 255 * (torch.arange(SIZE)[:, None] < SIZE // 2).expand(SIZE, SIZE))
+    return arguments(run, "--control", str(run / "second" / "control.pt"), "--condition", str(run / "mask.png"))
+
+
+def test_two_controls_are_summed_each_with_its_own_condition_and_scale(two, drawn, unet, nets):
+    sample.main([*two, "--scale", "0.5", "--scale", "2", "--count", "3"])
+    (first, edges, half), (second, masks, double) = drawn[0]["controls"]
+    assert [fingerprint(net) for net in (first, second)] == [fingerprint(net) for net in nets]
+    assert (half, double) == (0.5, 2)
+    assert torch.equal(edges, drawing().expand(3, -1, -1, -1)) and masks[..., : SIZE // 2, :].eq(1).all()
+    assert masks[..., SIZE // 2 :, :].eq(0).all()
+    call, controls = drawn[0], [(nets[0], edges, 0.5), (nets[1], masks, 2)]
+    assert torch.equal(call["images"], generate(unet, SCHEDULE, call["label"], call["x_T"], controls, steps=2))
+
+
+def test_without_scales_every_control_counts_once(two, drawn):
+    sample.main(two)
+    assert [scale for _, _, scale in drawn[0]["controls"]] == [1, 1]
+
+
+@pytest.mark.parametrize("flags, sentence", [
+    (["--scale", "1"], "2 --control but 1 --scale"), (["--scale", "1"] * 3, "2 --control but 3 --scale"),
+    (["--condition", "drawing.png"], "2 --control but 3 --condition"),
+    (["--control", "control.pt"], "3 --control but 2 --condition")])
+def test_flags_that_do_not_come_in_equal_numbers_are_refused(two, capsys, flags, sentence):
+    assert sentence in stopped(capsys, *two, *flags)
+
+
+def test_a_base_can_be_named(run, two, drawn):
+    (run / "base.pt").rename(run / "elsewhere.pt")
+    sample.main([*two, "--base", str(run / "elsewhere.pt")])
+    assert len(drawn) == 1
+
+
+@pytest.mark.parametrize("missing", ["--control", "--condition"])
+def test_a_control_and_a_condition_must_be_given(run, capsys, missing):
+    given = arguments(run)
+    at = given.index(missing)
+    with pytest.raises(SystemExit) as stop:
+        sample.main(given[:at] + given[at + 2:])
+    assert stop.value.code == 2 and f"required: {missing}" in capsys.readouterr().err
 
 
 def test_a_sheet_that_cannot_be_written_is_refused(run, capsys):
@@ -409,4 +499,4 @@ def test_it_runs_as_a_program(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(sample.__file__, run_name="__main__")
     assert stop.value.code == 0
-    assert "--edges" in capsys.readouterr().out
+    assert "--condition" in capsys.readouterr().out

@@ -14,7 +14,15 @@ from minicnet import training
 from minicnet.checkpoints import CheckpointError, fingerprint, load_checkpoint
 from minicnet.controlnet import ControlNet, freeze
 from minicnet.diffusion import NoiseSchedule, diffusion_loss
-from minicnet.training import TrainingError, autocast, draw_batch, learning_rate_at, pick_device, train
+from minicnet.training import (
+    TrainingError,
+    autocast,
+    draw_batch,
+    frozen_convolutions_forget,
+    learning_rate_at,
+    pick_device,
+    train,
+)
 from minicnet.unet import UNet
 
 T = 1000
@@ -66,6 +74,15 @@ def at_call(number, action, function=ignore_label):
 
     wrapped.calls = calls
     return wrapped
+
+
+@pytest.fixture(autouse=True)
+def one_core():
+    """One call of eps_model for each step: two cores would share a batch (test_parallel.py)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -315,6 +332,39 @@ def test_training_a_control_changes_no_byte_of_the_base_and_every_part_of_the_co
     assert all(parameter.grad is None for parameter in unet.parameters())
     for name, parameter in control_net.named_parameters():
         assert not torch.equal(parameter, fresh[name]), name
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_what_frozen_convolutions_forget_changes_no_bit_of_a_gradient(randomised, precision):
+    unet = freeze(randomised(UNet(channels=8, multipliers=(1,)), std=0.1))
+    control_net = randomised(ControlNet(unet), std=0.1)
+    x_0, label, t, eps = batch()
+
+    def saved_and_gradient():
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x), \
+                torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            control = control_net(x_0, t, label, (x_0 > 0).float())
+            loss = diffusion_loss(lambda x_t, t: unet(x_t, t, label, control=control), SCHEDULE, x_0, t, eps)
+        gradients = torch.autograd.grad(loss, control_net.parameters())
+        return sum(x.nbytes for x in saved), torch.cat([gradient.flatten() for gradient in gradients])
+
+    forward = nn.Conv2d.forward
+    all_saved, gradient = saved_and_gradient()
+    with pytest.raises(ZeroDivisionError), frozen_convolutions_forget():
+        saved, the_same = saved_and_gradient()
+        raise ZeroDivisionError
+    assert nn.Conv2d.forward is forward  # whatever happens
+    assert torch.equal(the_same, gradient) and gradient.norm() > 0.01
+    assert saved < 0.9 * all_saved
+
+
+def test_a_frozen_convolution_keeps_its_weight_and_the_shape_of_its_input():
+    frozen, x = tiny_net().requires_grad_(False), torch.randn(40, 1, 8, 8, requires_grad=True)
+    with frozen_convolutions_forget():
+        saved = frozen(x).grad_fn
+    assert saved._saved_input.shape == x.shape and saved._saved_input.untyped_storage().nbytes() == 4
+    assert torch.equal(saved._saved_weight, frozen.weight)
 
 
 def test_the_average_drags_no_graph_along(tmp_path):

@@ -1,0 +1,40 @@
+"""What ControlNet is compared with: the whole base, fine-tuned with the condition as more channels of its input.
+
+Nothing is locked and nothing is copied. The first convolution gets input channels for the condition, whose weights
+start at zero, so that training starts from the base here too (up to rounding: the sums are longer). Data, steps, batch
+and learning rate are those of the control, 2e-3 at its peak.
+"""
+
+import torch
+from torch import nn
+
+from minicnet.controlnet import trainable_copy
+
+
+class ConcatenatedUNet(nn.Module):
+    """eps(x_t, t, label, condition): a trainable copy of a UNet whose first convolution also reads a condition.
+
+    unet: the base, trained; it is neither changed nor kept. condition_channels: 1 for edges.
+    """
+
+    def __init__(self, unet, condition_channels=1):
+        super().__init__()
+        self.unet = trainable_copy(unet)
+        encoder, narrow = self.unet.encoder, self.unet.encoder.conv_in
+        more = condition_channels * encoder.patch**2
+        wide = nn.Conv2d(narrow.in_channels + more, narrow.out_channels, narrow.kernel_size, padding=narrow.padding)
+        wide.to(narrow.weight.device)
+        with torch.no_grad():  # pixel_unshuffle keeps the pixels of a channel together: those of x_t come first
+            wide.weight[:, : narrow.in_channels] = narrow.weight
+            wide.weight[:, narrow.in_channels :] = 0
+            wide.bias.copy_(narrow.bias)
+        encoder.conv_in = wide
+        encoder.in_channels += condition_channels
+
+    def forward(self, x_t, t, label, condition):
+        """x_t (B, C, H, W); t, label (B,); condition (B, condition_channels, H, W) in [0, 1]. -> eps, like x_t
+
+        This is UNet.forward, with the condition beside x_t for the encoder. The share of x_t remains one of x_t alone.
+        """
+        skips, middle, emb = self.unet.encoder(torch.cat([x_t, condition], dim=1), t, label)
+        return self.unet.decoder(skips, middle, emb) + self.unet.share(emb)[:, :, None, None] * x_t

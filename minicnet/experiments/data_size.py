@@ -1,0 +1,120 @@
+"""How many images does a control need (the paper's section 4.3, Fig. 10)? Not many, it says, and more are better.
+
+ControlNets for edges are trained on 100, 1,000, 10,000 and all images of the training set, and measured on edges of
+test images. Beside them, the other way to teach a base a condition: all of it fine-tuned, on the same images, with the
+edges as more channels of its input (concatenated.py). Both see the same batches, steps and learning rate.
+
+The paper trains on 1k, 50k and 3m images and shows pictures. Training is short here: it draws 300 batches of 16 images,
+so that 10,000 images are hardly repeated, and 100 are seen 48 times each. The images drawn have no guidance.
+"""
+
+import statistics
+
+import torch
+from matplotlib.figure import Figure
+
+from minicnet.conditions import canny
+from minicnet.controlnet import ControlNet
+from minicnet.experiments.concatenated import ConcatenatedUNet
+from minicnet.experiments.lab import across_seeds, controlled, main, mean, spread
+
+BASE = "digits"
+CLAIM = "Training a ControlNet does not collapse with 1,000 images, and gains with more (section 4.3, Fig. 10)."
+SIZES = {"100": 100, "1000": 1000, "10000": 10_000, "all": None}
+METHODS = {"control": "ControlNet", "finetuned": "whole base fine-tuned"}
+
+
+def trained_model(lab, method, size, seed):
+    """eps_model(x_t, t, label, edges) of a method after training on so many images, and these images and labels."""
+    make, model = {"control": (ControlNet, lambda net: controlled(lab.unet, net)),
+                   "finetuned": (ConcatenatedUNet, lambda net: net)}[method]
+    order = torch.randperm(len(lab.train_images), generator=torch.Generator().manual_seed(seed))
+    few = order[: SIZES[size]].to(lab.device)
+    images, labels = lab.train_images[few], lab.train_labels[few]
+
+    def eps_model(net, x_0, label):
+        edges = canny(x_0)
+        return lambda x_t, t: model(net)(x_t, t, label, edges)
+
+    net, _ = lab.trained(f"{method}-on-{size}", seed, lambda: make(lab.unet), eps_model, images, labels,
+                         steps=lab.steps * 3 // 4)
+    return model(net), images[: lab.images], labels[: lab.images]
+
+
+def run(lab):
+    images, labels = lab.test_images, lab.test_labels
+    edges = canny(images)
+
+    def loss(model, images, labels):
+        edges = canny(images)
+        return lab.heldout(lambda x_t, t: model(x_t, t, labels, edges), images)
+
+    def measured(method, size, seed):
+        model, shown_images, shown_labels = trained_model(lab, method, size, seed)
+        drawn = lab.draw(model, labels, edges, seed=seed, guidance=1.0)
+        return {**lab.score(drawn, labels, edges), "loss": loss(model, images, labels),
+                "loss_shown": loss(model, shown_images, shown_labels)}
+
+    for seed in lab.seeds:
+        lab.row(f"base-{seed}", lambda seed=seed: lab.score(lab.draw(lab.unet, labels, seed=seed, guidance=1.0),
+                                                            labels, edges))
+        for size in SIZES:
+            for method in METHODS:
+                lab.row(f"{method} {size}-{seed}", lambda key=(method, size, seed): measured(*key))
+
+
+def verdict(rows):
+    # No collapse: with 1,000 images the control has at least 80% of what all images add to the base's edge-F1, and
+    # labels are read as well, within 0.1. A gain: one of more than twice its standard deviation over the seeds.
+    floor, few, all_ = (mean(rows, start, "edge_f1") for start in ("base", "control 1000", "control all"))
+    read, read_all = (mean(rows, start, "label_accuracy") for start in ("control 1000", "control all"))
+    learned = all_ - floor > 0.05
+    holds = learned and few - floor >= 0.8 * (all_ - floor) and read >= read_all - 0.1
+    few_seeds, all_seeds = (across_seeds(rows, start, "edge_f1") for start in ("control 1000", "control all"))
+    gains = [b - a for a, b in zip(few_seeds, all_seeds, strict=True)]
+    gained = statistics.mean(gains) > 2 * statistics.stdev(gains)
+    word = "reproduced" if holds and gained else "mixed" if holds else "not reproduced"
+    f1 = {method: ", ".join(spread(rows, f"{method} {size}", "edge_f1") for size in SIZES) for method in METHODS}
+    collapse = "do not collapse" if holds else "collapse" if learned else "tell nothing, as no training worked"
+    return word, (f"edge-F1 with {', '.join(SIZES)} images: {f1['control']} (base alone {floor:.3f}); the whole base "
+                  f"fine-tuned: {f1['finetuned']}. 1,000 images {collapse}; "
+                  f"all add {statistics.mean(gains):+.3f} ± {statistics.stdev(gains):.3f}")
+
+
+def figure(rows, lab):
+    fig = Figure(figsize=(12, 7.2), layout="constrained")
+    top, bottom = fig.subfigures(2, 1, height_ratios=[1, 1.25])
+    sizes = [SIZES[size] or len(lab.train_images) for size in SIZES]
+    gap = {key: {**row, "gap": row["loss"] - row["loss_shown"]} for key, row in rows.items() if "loss" in row}
+    titles = {"edge_f1": "edge-F1", "label_accuracy": "label accuracy", "frechet": "Frechet distance (less is better)",
+              "gap": "loss on test images above that\non the images trained on"}
+    for ax, (name, title) in zip(top.subplots(1, len(titles)), titles.items()):
+        for method, words in METHODS.items():
+            values = [across_seeds(gap, f"{method} {size}", name) for size in SIZES]
+            ax.errorbar(sizes, [statistics.mean(v) for v in values], [statistics.stdev(v) for v in values],
+                        marker="o", markersize=4, capsize=3, label=words)
+        ax.axhline(0 if name == "gap" else mean(rows, "base", name), color="tab:gray", linestyle="--",
+                   label=None if name == "gap" else "base alone")
+        ax.set(xscale="log", xlabel="images trained on")
+        ax.set_title(title, fontsize=10)
+        ax.grid(alpha=0.3)
+        if name == "edge_f1":
+            ax.legend(fontsize=8)
+    few, seed = slice(0, 10), lab.seeds[0]
+    labels, edges = lab.test_labels[few], canny(lab.test_images[few])
+    for ax, (method, words) in zip(bottom.subplots(1, 2), METHODS.items()):
+        drawn = [lab.draw(trained_model(lab, method, size, seed)[0], labels, edges, seed=seed, guidance=1.0)
+                 for size in SIZES]
+        strips = [edges * 2 - 1, lab.draw(lab.unet, labels, seed=seed, guidance=1.0), *drawn]
+        picture = torch.cat([torch.cat(list(strip[:, 0]), dim=1) for strip in strips])
+        ax.imshow(picture.cpu(), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+        side = len(picture) / len(strips)
+        ax.set_yticks([side * (i + 0.5) for i in range(len(strips))],
+                      ["edges", "base alone", *(f"{size} images" for size in SIZES)], fontsize=8)
+        ax.set_xticks([])
+        ax.set_title(f"{words}: the same noise, seed {seed}", fontsize=10)
+    return fig
+
+
+if __name__ == "__main__":
+    main("data_size")

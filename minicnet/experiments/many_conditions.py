@@ -1,0 +1,135 @@
+"""Many conditions (the paper's section 3.4 and Fig. 6): do ControlNets that were trained apart work together by adding?
+
+On coloured digits, edges say where and the colour map says which colours. One ControlNet is trained for each, alone.
+Then their residuals are added, with no weights and no training. All draw the same labels from the same noise. The same
+is done with one net for the left half of the edges and one for the right half.
+
+Where adding should fail: edges of one digit and the colour map of an image with another place for its ink, and four
+times the same condition, a residual four times as strong as any that was seen in training.
+"""
+
+from functools import partial
+
+import torch
+from matplotlib.figure import Figure
+
+from minicnet.conditions import canny, colour
+from minicnet.controlnet import ControlNet
+from minicnet.evaluation import colour_error
+from minicnet.experiments.lab import control_eps, controlled, main, mean, spread
+from minicnet.figures import tiled
+
+BASE = "coloured"
+CLAIM = "Conditions compose by adding the outputs of their ControlNets, without weights (section 3.4, Fig. 6)."
+
+
+def left(images):
+    """The left half of the edges."""
+    edges = canny(images)
+    return edges * (torch.arange(edges.shape[-1], device=edges.device) < edges.shape[-1] // 2)
+
+
+def right(images):
+    """The right half of the edges."""
+    return canny(images) - left(images)
+
+
+CONDITIONS = {"edges": canny, "colour": colour, "left": left, "right": right}
+SUMS = [(), ("edges",), ("colour",), ("edges", "colour"), ("left",), ("right",), ("left", "right")]
+
+
+def nets(lab, seed):
+    """The four ControlNets of this seed, each trained alone."""
+    trained = {}
+    for name, condition_of in CONDITIONS.items():
+        make = partial(ControlNet, lab.unet, condition_of(lab.test_images[:1]).shape[1])
+        trained[name], _ = lab.trained(name, seed, make, control_eps(lab.unet, condition_of))
+    return trained
+
+
+def drawing(lab, seed, names, count=None, colours_of=None):
+    """Images of the test labels under the sum of the named conditions, those of the test images.
+
+    colours_of: images to take the colour map from instead.
+    """
+    trained, images = nets(lab, seed), lab.test_images[:count]
+    given = [CONDITIONS[name](images if name != "colour" or colours_of is None else colours_of) for name in names]
+    eps_model = controlled(lab.unet, *(trained[name] for name in names))
+    return lab.draw(eps_model, lab.test_labels[:count], *given, seed=seed)
+
+
+def run(lab):
+    images = lab.test_images
+    edges, other = canny(images), images.roll(1, 0)
+
+    def measured(seed, names, colours_of=None):
+        drawn = drawing(lab, seed, names, colours_of=colours_of)
+        colours = colour(images if colours_of is None else colours_of)
+        return {**lab.score(drawn, lab.test_labels, edges), "colour_error": colour_error(drawn, colours)}
+
+    for seed in lab.seeds:
+        for names in SUMS:
+            lab.row(f"{title(names)}-{seed}", measured, seed, names)
+        lab.row(f"edges + another image's colour-{seed}", measured, seed, ("edges", "colour"), other)
+        lab.row(f"4 x edges-{seed}", measured, seed, ("edges",) * 4)
+
+
+def title(names):
+    return " + ".join(names) or "neither"
+
+
+def verdict(rows):
+    # Adding works if the sum keeps at least 90% of what each net reaches alone, measured from the base without any.
+    def kept(sum_of, alone, measure):
+        nothing = mean(rows, "neither", measure)
+        return (mean(rows, sum_of, measure) - nothing) / (mean(rows, alone, measure) - nothing)
+
+    shares = [kept("edges + colour", "edges", "edge_f1"), kept("edges + colour", "colour", "colour_error")]
+    halves = mean(rows, "left + right", "edge_f1") > max(mean(rows, "left", "edge_f1"), mean(rows, "right", "edge_f1"))
+    good = sum(share >= 0.9 for share in shares) + halves
+    word = {3: "reproduced", 0: "not reproduced"}.get(good, "mixed")
+    return word, (
+        f"edges + colour: edge-F1 {spread(rows, 'edges + colour', 'edge_f1')} (edges alone "
+        f"{spread(rows, 'edges', 'edge_f1')}, neither {spread(rows, 'neither', 'edge_f1')}), colour error "
+        f"{spread(rows, 'edges + colour', 'colour_error')} (colour alone {spread(rows, 'colour', 'colour_error')}, "
+        f"neither {spread(rows, 'neither', 'colour_error')}). Left + right half of the edges: "
+        f"{spread(rows, 'left + right', 'edge_f1')} (left {spread(rows, 'left', 'edge_f1')}, right "
+        f"{spread(rows, 'right', 'edge_f1')}). It fails for four times the same residual: edge-F1 "
+        f"{spread(rows, '4 x edges', 'edge_f1')}, label accuracy {spread(rows, '4 x edges', 'label_accuracy', 2)}")
+
+
+def figure(rows, lab):
+    fig = Figure(figsize=(12, 6.2), layout="constrained")
+    points, pictures = fig.subplots(1, 2, width_ratios=[1, 1.5])
+    for names in SUMS:
+        x, y = mean(rows, title(names), "edge_f1"), mean(rows, title(names), "colour_error")
+        points.plot(x, y, "o", color="tab:blue" if len(names) < 2 else "tab:green")
+        points.annotate(title(names), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+    for name in ("edges + another image's colour", "4 x edges"):
+        x, y = mean(rows, name, "edge_f1"), mean(rows, name, "colour_error")
+        points.plot(x, y, "x", color="tab:red")
+        points.annotate(name, (x, y), xytext=(4, -10), textcoords="offset points", fontsize=8)
+    points.plot(1, 0, "*", color="tab:orange", markersize=12, label="real images")
+    points.set(xlabel="edge-F1 (1 is best)", ylabel="colour error (0 is best)", title="Mean of the seeds")
+    points.margins(0.15)
+    points.legend(fontsize=8)
+    points.grid(alpha=0.3)
+    count, images = 8, lab.test_images[:8]
+    columns = {"real": images, "edges given": canny(images) * 2 - 1, "colour given": colour(images) * 2 - 1}
+    for names in ((), ("edges",), ("colour",), ("edges", "colour"), ("left", "right")):
+        columns[title(names)] = drawing(lab, lab.seeds[0], names, count)
+    columns["edges +\nanother colour"] = drawing(lab, lab.seeds[0], ("edges", "colour"), count, images.roll(1, 0))
+    columns["4 x edges"] = drawing(lab, lab.seeds[0], ("edges",) * 4, count)
+    columns = {name.replace(" + ", " +\n"): pictures for name, pictures in columns.items()}
+    side = images.shape[-1] + 2
+    sheet = torch.stack([column.cpu().expand(-1, 3, -1, -1) for column in columns.values()], dim=1)
+    pictures.imshow(tiled(sheet), interpolation="nearest")
+    pictures.set_xticks([side * (i + 0.5) for i in range(len(columns))], columns, fontsize=7.5)
+    pictures.xaxis.tick_top()
+    pictures.tick_params(length=0)
+    pictures.set_yticks([])
+    return fig
+
+
+if __name__ == "__main__":
+    main("many_conditions")

@@ -1,0 +1,89 @@
+"""Sudden convergence (the paper's Fig. 4): does a ControlNet start to follow its condition all at once?
+
+The same noise, edges and labels are drawn every few training steps, for three seeds. When does edge-F1 rise, and is
+the rise short against the training? Beside it, what the loss says: how much worse the edges of another image are.
+"""
+
+import torch
+from matplotlib.figure import Figure
+
+from minicnet.conditions import canny
+from minicnet.evaluation import edge_f1
+from minicnet.experiments.lab import control_eps, controlled, main
+
+BASE = "digits"
+CLAIM = "The model does not learn the control gradually: it starts to follow the condition abruptly (Fig. 4)."
+
+
+def run(lab):
+    labels, images = lab.test_labels, lab.test_images
+    edges = canny(images)
+    few = slice(0, 32)
+
+    def look(net):
+        eps = control_eps(lab.unet, lambda x_0: edges)(net, images, labels)
+        other = control_eps(lab.unet, lambda x_0: edges.roll(1, 0))(net, images, labels)
+        drawn = lab.draw(controlled(lab.unet, net), labels[few], edges[few], guidance=1.0)
+        right, shuffled = lab.heldout(eps), lab.heldout(other)
+        return {"heldout_loss": right, "gap": shuffled - right, "edge_f1": edge_f1(drawn, edges[few]),
+                "drawn": (drawn[:8] * 127.5 + 127.5).round().to("cpu", torch.uint8)}
+
+    for seed in lab.seeds:
+        lab.row(f"edges-{seed}", lambda seed: summary(lab.edge_control(seed, look)[1]), seed)
+
+
+def summary(history):
+    """The curves, and between which steps edge-F1 went from 10% to 90% of its rise."""
+    steps, f1 = [row["step"] for row in history], [row["edge_f1"] for row in history]
+    low, high = f1[0], max(f1)
+
+    def reached(share):
+        return next(step for step, value in zip(steps, f1) if value >= low + share * (high - low))
+
+    begins, ends = reached(0.1), reached(0.9)
+    return {"steps": steps, "edge_f1": f1, "gap": [row["gap"] for row in history], "begins": begins, "ends": ends,
+            "width": (ends - begins) / steps[-1], "begins_share": begins / steps[-1]}
+
+
+def verdict(rows):
+    # A gradual rise, straight from the first step to the last, would take 80% of the training from 10% to 90%.
+    widths = [row["width"] for row in rows.values()]
+    spans = ", ".join(f"{row['begins']} to {row['ends']}" for row in rows.values())
+    steps = next(iter(rows.values()))["steps"][-1]
+    rise = min(max(row["edge_f1"]) - row["edge_f1"][0] for row in rows.values())
+    if rise < 0.05:
+        return "not reproduced", f"edge-F1 rose by no more than {rise:.3f}: the control did not set in"
+    word = "reproduced" if max(widths) <= 0.2 else "mixed" if min(widths) <= 0.4 else "not reproduced"
+    return word, (f"edge-F1 went from 10% to 90% of its rise within steps {spans} of {steps} (one span per seed): "
+                  f"{min(widths):.0%} to {max(widths):.0%} of the training, where a steady rise would take 80%")
+
+
+def figure(rows, lab):
+    fig = Figure(figsize=(11, 6.4), layout="constrained")
+    grid = fig.add_gridspec(2, 2, height_ratios=[1, 1.1])
+    left, right, strip = (fig.add_subplot(cell) for cell in (grid[0, 0], grid[0, 1], grid[1, :]))
+    for key, row in rows.items():
+        left.plot(row["steps"], row["edge_f1"], marker=".", markersize=3, label=f"seed {key.rpartition('-')[2]}")
+        right.plot(row["steps"], row["gap"])
+        left.axvspan(row["begins"], row["ends"], color="tab:gray", alpha=0.1)
+    left.set(xlabel="training step", ylabel="edge-F1", title="Following the edges (shaded: 10% to 90% of the rise)")
+    right.set(xlabel="training step", ylabel="difference in held-out loss", title="What another image's edges cost")
+    left.legend(fontsize=8)
+    for ax in (left, right):
+        ax.grid(alpha=0.3)
+    history = lab.edge_control(lab.seeds[0])[1]
+    rows_shown = [row for row in history if row["step"] <= 2 * rows[f"edges-{lab.seeds[0]}"]["ends"]]
+    rows_shown = rows_shown[:: max(1, len(rows_shown) // 12)][:14]
+    picture = torch.cat([torch.cat(list(row["drawn"][:, 0]), dim=0) for row in rows_shown], dim=1)
+    edges = torch.cat(list(canny(lab.test_images[:8])[:, 0].cpu() * 255), dim=0)
+    strip.imshow(torch.cat([edges, picture], dim=1), cmap="gray", interpolation="nearest")
+    size = lab.test_images.shape[-1]
+    strip.set_xticks([size * (i + 0.5) for i in range(len(rows_shown) + 1)],
+                     ["edges", *(str(row["step"]) for row in rows_shown)])
+    strip.set_yticks([])
+    strip.set(xlabel="training step", title=f"The same noise, seed {lab.seeds[0]}")
+    return fig
+
+
+if __name__ == "__main__":
+    main("sudden_convergence")
