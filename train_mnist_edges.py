@@ -4,6 +4,7 @@
     python train_mnist_edges.py --quick             # the same path in a minute: a smoke run, the digits are poor
     python train_mnist_edges.py --dataset drawn     # digits that the program draws itself: nothing is downloaded
     python train_mnist_edges.py --resume            # go on with a run that was stopped
+    torchrun --nproc_per_node=4 train_mnist_edges.py # four processes, on a GPU each where there are GPUs, share batches
     python train_mnist_edges.py --condition mask --base runs/mnist-edges/base.pt --out runs/mnist-mask
                                                     # another condition for the same base, which is not trained again
 
@@ -14,6 +15,7 @@ samples.png and learning.png.
 import argparse
 import datetime
 import functools
+import os
 import sys
 import time
 from pathlib import Path
@@ -27,6 +29,7 @@ from minicnet.data import DATASETS, DataError, choose_dataset, load_dataset
 from minicnet.diffusion import NoiseSchedule
 from minicnet.evaluation import MEASURES, edge_f1, frechet_distance, heldout_loss, label_accuracy, train_classifier
 from minicnet.figures import learning_curves, samples_sheet, save_figure
+from minicnet.parallel import first_goes_first, process_group
 from minicnet.report import TITLES, table
 from minicnet.sample import generate
 from minicnet.training import TrainingError, pick_device, train, whole_number
@@ -34,29 +37,34 @@ from minicnet.unet import UNet
 
 FULL = dict(base_steps=3200, control_steps=500, batch_size=16, classifier_steps=500, measure=500)
 QUICK = dict(base_steps=60, control_steps=40, batch_size=16, classifier_steps=100, measure=64)
-MODELS = {"cifar10": dict(channels=64, multipliers=(1, 2, 4), blocks=2)}  # for the others UNet's own settings do
+CIFAR10 = dict(base_steps=20_000, control_steps=4000, batch_size=128, classifier_steps=4000, measure=500)  # for a GPU
+MODELS = {"cifar10": dict(channels=96, multipliers=(1, 2, 2), blocks=2)}  # for the others UNet's own settings do
 FILES = ("base.pt", "control.pt", "metrics.json", "samples.png", "learning.png")
 GUIDANCE = 2.0  # for all images that are measured or shown
 VALIDATION = 5000  # training images kept back, to look at while training; the test set is for the end alone
 
 
 def main(args):
-    start = time.perf_counter()
     device = pick_device(args.device)
+    with process_group(device):
+        run(args, device)
+
+
+def run(args, device):
+    start = time.perf_counter()
 
     # 1. Data.
-    dataset = choose_dataset(args.dataset, args.data_dir)
-    images, labels = (x.to(device) for x in load_dataset(dataset, "train", args.data_dir))
-    test_images, test_labels = (x[: args.measure].to(device) for x in load_dataset(dataset, "test", args.data_dir))
-    if len(images) <= VALIDATION:
-        raise DataError(f"{dataset} in {args.data_dir} has only {len(images)} images: {VALIDATION + 1} are the least")
-    if args.base:
-        unet, reused = load_base(args.base)
-        if reused["image_shape"] != list(images.shape[1:]):
-            raise CheckpointError(f"{args.base} draws images of {reused['image_shape']}, but those of {dataset} are of "
-                                  f"{list(images.shape[1:])}: choose a base that was trained on such images")
-        unet = unet.to(device)
-    previous = open_run(args.out, FILES, args.resume)
+    with first_goes_first(device) as first:  # one process is the first and only one, unless torchrun started several
+        dataset = choose_dataset(args.dataset, args.data_dir)
+        images, labels = (x.to(device) for x in load_dataset(dataset, "train", args.data_dir))
+        test_images, test_labels = (x[: args.measure].to(device) for x in load_dataset(dataset, "test", args.data_dir))
+        if len(images) <= VALIDATION:
+            raise DataError(f"{dataset} in {args.data_dir} has only {len(images)} images: more than {VALIDATION} are "
+                            "needed")
+        if args.base:
+            unet, reused = load_base(args.base, image_shape=list(images.shape[1:]))
+            unet = unet.to(device)
+        previous = open_run(args.out, FILES, args.resume) if first else {}
     # 128 of those kept back are looked at; the rest only keeps the usual split of MNIST, 55,000 to 5,000.
     images, val_images = images[:-VALIDATION], images[-VALIDATION:][:128]
     labels, val_labels = labels[:-VALIDATION], labels[-VALIDATION:][:128]
@@ -86,10 +94,11 @@ def main(args):
             path=args.out / "base.pt", about=about, evaluate=look_at_base,
             evaluate_every=max(10, args.base_steps // 12), **settings)
     else:
-        save_checkpoint(args.out / "base.pt", reused)
         base_history, base_seconds = reused["history"], 0.0
+        if first:
+            save_checkpoint(args.out / "base.pt", reused)
     seconds = {"base": base_seconds or previous.get("base", 0.0)}
-    if base_seconds:
+    if base_seconds and first:
         write_json(args.out / "metrics.json", {"seconds": seconds})
 
     # 3. It is locked. A copy of its encoder learns to read edges, and speaks to it through zero convolutions alone.
@@ -119,6 +128,8 @@ def main(args):
         path=args.out / "control.pt", about=about, evaluate=look_at_control,
         evaluate_every=max(10, args.control_steps // 20), **settings)
     freeze(control_net)
+    if not first:
+        return
     seconds["control"] = control_seconds or previous.get("control", 0.0)
     if control_seconds:
         write_json(args.out / "metrics.json", {"seconds": seconds})
@@ -189,15 +200,15 @@ def parse_arguments(argv=None):
     parser.add_argument("--out", type=Path, default=Path("runs/mnist-edges"), help="the run folder")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     parser.add_argument("--seed", type=whole_number, default=0)
-    parser.add_argument("--base-steps", type=positive, help=f"default: {FULL['base_steps']}")
-    parser.add_argument("--control-steps", type=positive, help=f"default: {FULL['control_steps']}")
-    parser.add_argument("--batch-size", type=positive, help=f"default: {FULL['batch_size']}")
+    for name in ("base_steps", "control_steps", "batch_size"):
+        parser.add_argument("--" + name.replace("_", "-"), type=positive,
+                            help=f"default: {FULL[name]}, for CIFAR-10 {CIFAR10[name]}")
     parser.add_argument("--quick", action="store_true", help="a smoke run of the same path, with poor digits")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     args = parser.parse_args(argv)
     if args.base and args.base.resolve() == (args.out / "base.pt").resolve():
         parser.error("--base lies in the run folder --out: choose another --out for the second control")
-    for name, value in (QUICK if args.quick else FULL).items():
+    for name, value in (QUICK if args.quick else CIFAR10 if args.dataset == "cifar10" else FULL).items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
     return args
@@ -212,10 +223,15 @@ def positive(text):
 
 if __name__ == "__main__":
     args = parse_arguments()
+    if os.environ.get("RANK", "0") != "0":  # of torchrun's processes only the first speaks
+        sys.stdout = open(os.devnull, "w")
     try:
         main(args)
     except (DataError, CheckpointError, TrainingError) as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:  # nobody reads on, as after `| head`: no traceback, and no second attempt at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         saved = (args.out / "base.pt").exists()
         sys.exit("\nstopped" + f": the same command with --resume goes on with {args.out}" * saved)

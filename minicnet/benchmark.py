@@ -60,19 +60,22 @@ def synchronize(device):
 
 
 def saved_bytes(function, modules):
-    """Bytes that `function()` keeps for its backward pass: each storage once, parameters of `modules` left out."""
+    """Bytes kept for the backward pass of what `function()` returns: each storage once, parameters of `modules` not.
+
+    Walks over the graph: torch's saved_tensors_hooks would not see what other such hooks make of a tensor.
+    """
     weights = {parameter.untyped_storage().data_ptr() for module in modules for parameter in module.parameters()}
-    saved = {}
-
-    def keep(x):
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in weights:
-            saved[storage.data_ptr()] = storage  # held, or another could take its place in memory
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        result = function()
-    del result
+    nodes, seen, saved = [function().grad_fn], set(), {}
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes += [following for following, _ in node.next_functions]
+        for value in [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]:
+            for x in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() not in weights:
+                    saved[x.untyped_storage().data_ptr()] = x.untyped_storage()
     return sum(storage.nbytes() for storage in saved.values())
 
 

@@ -155,9 +155,15 @@ def _check_sums(file):
     file.seek(0)
 
 
-def load_base(path):
-    """The frozen UNet of a base checkpoint, and the checkpoint. Raises CheckpointError."""
+def load_base(path, image_shape=None):
+    """The frozen UNet of a base checkpoint, and the checkpoint. Raises CheckpointError.
+
+    image_shape: [C, H, W] of the images that it must draw, if any will not do.
+    """
     checkpoint = load_checkpoint(path, {"kind": "base"})
+    if image_shape and checkpoint.get("image_shape") != image_shape:
+        raise CheckpointError(f"{path} draws images of {checkpoint.get('image_shape')} instead of {image_shape}: "
+                              "choose a base that was trained on images of that size")
     net = _with_weights(path, checkpoint, lambda: UNet(**checkpoint["model"]))
     return freeze(net), checkpoint
 

@@ -49,6 +49,17 @@ def sum_over_ranks(vector):
 
 
 @contextmanager
+def first_goes_first(device):
+    """Within, the first process runs alone, then the others: it downloads, they find the files. Yields "am I first?"."""
+    rank, _ = rank_of()
+    if rank:
+        sum_over_ranks(torch.zeros(1, device=device))  # waits for the first
+    yield rank == 0
+    if rank == 0:
+        sum_over_ranks(torch.zeros(1, device=device))
+
+
+@contextmanager
 def cores(device, most):
     """Yields (n, map): in how many shares a process takes its batch, at most `most`, and a `map` for all at once.
 

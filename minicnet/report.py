@@ -48,13 +48,17 @@ def table(metrics):
     return "\n".join(lines)
 
 
+def replace_section(text, begin, end, section):
+    """The text with what stands between two marks replaced. Raises ValueError if it lacks them."""
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}\n{section}\n{end}{after}"
+
+
 def main(paths):
     readme = Path(__file__).parent.parent / "README.md"
-    text = readme.read_text()
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
     tables = "\n\n".join(table(json.loads(Path(path).read_text())) for path in paths)
-    readme.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}")
+    readme.write_text(replace_section(readme.read_text(), BEGIN, END, tables))
 
 
 if __name__ == "__main__":

@@ -115,6 +115,7 @@ def test_a_convolution_is_counted_forward_and_twice_more_backward():
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(benchmark, "UNet", lambda: UNet(channels=8, multipliers=(1,)))
+    monkeypatch.setattr(benchmark, "generate", lambda *args, guidance: None)
     monkeypatch.setattr(benchmark, "matmul_peak", lambda device, dtype: 1e9 if dtype == torch.float32 else 2e9)
 
 

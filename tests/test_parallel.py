@@ -26,6 +26,7 @@ from minicnet.unet import UNet
 CPU = torch.device("cpu")
 IMAGES = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
 STEPS = 6  # AdamW makes large steps even of gradients that are zero but for rounding: only losses can be compared
+PATIENCE = 300  # s, on a machine that is busy with other things; ten seconds are usual
 
 
 def networks():
@@ -168,7 +169,7 @@ def two_processes(folder, what):
 
 def test_two_processes_of_torchrun_train_like_one(tmp_path):
     command, environment = start(tmp_path, "train", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("base    : 100%") in (1, 2)  # one process shows its bar, and may draw its end twice
     assert json.loads((tmp_path / "evaluations.json").read_text()) == {"0": 2 * (STEPS + 1), "1": 0}
@@ -180,22 +181,30 @@ def test_two_processes_of_torchrun_train_like_one(tmp_path):
         torch.testing.assert_close(shared, losses, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_dies_ends_the_other_with_a_message(tmp_path, rank):
-    processes = two_processes(tmp_path, f"die {rank}")
-    errors = [process.communicate(timeout=60)[1] for process in processes]
-    assert processes[rank].returncode == 7 and processes[1 - rank].returncode == 1
-    assert errors[1 - rank].splitlines()[-1] == "error: another process of this run has ended, and so does this one"
+def ends(processes):
+    """Waits for them all, and returns what each wrote on stderr."""
+    try:
+        return [process.communicate(timeout=PATIENCE)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def test_a_process_that_dies_ends_the_other_with_a_message(tmp_path):
+    processes = two_processes(tmp_path, "die")
+    errors = ends(processes)
+    assert [process.returncode for process in processes] == [1, 7], errors
+    assert errors[0].splitlines()[-1] == "error: another process of this run has ended, and so does this one"
 
 
 def test_ctrl_c_saves_the_step_and_ends_both(tmp_path):
     processes = two_processes(tmp_path, "long")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not (tmp_path / "third step").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     for process in reversed(processes):
         process.send_signal(signal.SIGINT)
-    errors = [process.communicate(timeout=60)[1] for process in processes]
+    errors = ends(processes)
     assert [process.returncode for process in processes] == [3, 1], errors
     assert "another process" in errors[1]
     checkpoint = load_checkpoint(tmp_path / "base.pt", {"kind": "base"})
@@ -236,7 +245,7 @@ def program(folder, what):
                 eps_model=watched(lambda call: call == 3 and (folder / "third step").touch()))
         else:
             fit("base", folder, evaluate, eps_model=watched(
-                lambda call: call == 4 and what == f"die {rank}" and os._exit(7)))
+                lambda call: call == 4 and rank == 1 and os._exit(7)))
 
 
 if __name__ == "__main__":

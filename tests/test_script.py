@@ -222,7 +222,7 @@ def test_a_second_condition_uses_the_base_of_the_first_run(no_figures, finished,
 
 def test_a_base_for_other_images_is_refused_before_anything_is_touched(finished, tmp_path):
     (tmp_path / "base.pt").write_text("mine")
-    with pytest.raises(CheckpointError, match=r"draws images of \[1, 28, 28\], but those of cifar10"):
+    with pytest.raises(CheckpointError, match=r"draws images of \[1, 28, 28\] instead of \[3, 28, 28\]"):
         script.main(arguments(tmp_path, "--dataset", "cifar10", "--base", str(finished.out / "base.pt")))
     assert files(tmp_path) == {"base.pt": b"mine"}
 

@@ -340,23 +340,18 @@ def test_what_frozen_convolutions_forget_changes_no_bit_of_a_gradient(randomised
     control_net = randomised(ControlNet(unet), std=0.1)
     x_0, label, t, eps = batch()
 
-    def saved_and_gradient():
-        saved = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x), \
-                torch.autocast("cpu", precision, enabled=precision != torch.float32):
+    def gradient():
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
             control = control_net(x_0, t, label, (x_0 > 0).float())
             loss = diffusion_loss(lambda x_t, t: unet(x_t, t, label, control=control), SCHEDULE, x_0, t, eps)
-        gradients = torch.autograd.grad(loss, control_net.parameters())
-        return sum(x.nbytes for x in saved), torch.cat([gradient.flatten() for gradient in gradients])
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, control_net.parameters())])
 
-    forward = nn.Conv2d.forward
-    all_saved, gradient = saved_and_gradient()
+    forward, before = nn.Conv2d.forward, gradient()
     with pytest.raises(ZeroDivisionError), frozen_convolutions_forget():
-        saved, the_same = saved_and_gradient()
+        within = gradient()
         raise ZeroDivisionError
     assert nn.Conv2d.forward is forward  # whatever happens
-    assert torch.equal(the_same, gradient) and gradient.norm() > 0.01
-    assert saved < 0.9 * all_saved
+    assert torch.equal(within, before) and within.norm() > 0
 
 
 def test_a_frozen_convolution_keeps_its_weight_and_the_shape_of_its_input():

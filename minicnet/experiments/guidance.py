@@ -58,7 +58,7 @@ def eps_of(unet, net, variant, w):
 
 def draw(lab, variant, w, seed, count):
     """The edges of the first `count` test images, drawn without any label."""
-    null = torch.full((count,), lab.unet.null_label, device=lab.device)
+    null = torch.full_like(lab.test_labels[:count], lab.unet.null_label)
     if variant == "base":
         return lab.draw(lab.unet, null, seed=seed, guidance=1.0)
     eps_model = eps_of(lab.unet, lab.edge_control(seed)[0], variant, w)

@@ -60,13 +60,14 @@ class Lab:
     def _earlier_rows(self):
         try:
             earlier = json.loads(self.file.read_text())
+            stamp, rows = earlier["stamp"], earlier["rows"]
         except FileNotFoundError:
             return {}
-        except ValueError as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"{self.file} is damaged: delete it and run again") from error
-        if earlier["stamp"] != self.stamp:
+        if stamp != self.stamp:
             raise CheckpointError(f"{self.file} was made with another base or other settings: choose another --out")
-        return earlier["rows"]
+        return rows
 
     def row(self, key, compute, *args):
         """The dict of numbers that compute(*args) gives, or gave in an earlier run that was stopped."""
@@ -185,23 +186,23 @@ def experiment(name, out, quick, device):
     return result
 
 
-def parse_arguments(description):
+def main(*names, description=None, **switches):
+    """The command line of an experiment, or of several in turn. Returns its arguments, and their results.
+
+    switches: more flags that are there or not, as readme="what --readme does".
+    """
+    description = description or importlib.import_module(f"minicnet.experiments.{names[0]}").__doc__
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="default: runs/experiments, or runs/experiments-quick")
     parser.add_argument("--quick", action="store_true", help="a smoke run: seconds, and no meaning")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    for name, help in switches.items():
+        parser.add_argument(f"--{name}", action="store_true", help=help)
     args = parser.parse_args()
     args.out = args.out or Path("runs/experiments-quick" if args.quick else "runs/experiments")
-    return args
-
-
-def main(*names):
-    """The command line of an experiment, or of several in turn. Returns their results."""
-    modules = [importlib.import_module(f"minicnet.experiments.{name}") for name in names]
-    args = parse_arguments(modules[0].__doc__ if len(names) == 1 else None)
     try:
         device = pick_device(args.device)
-        return [experiment(name, args.out, args.quick, device) for name in names]
+        return args, [experiment(name, args.out, args.quick, device) for name in names]
     except (CheckpointError, DataError, TrainingError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -76,7 +76,7 @@ def figure(rows, lab):
     rows_shown = rows_shown[:: max(1, len(rows_shown) // 12)][:14]
     picture = torch.cat([torch.cat(list(row["drawn"][:, 0]), dim=0) for row in rows_shown], dim=1)
     edges = torch.cat(list(canny(lab.test_images[:8])[:, 0].cpu() * 255), dim=0)
-    strip.imshow(torch.cat([edges, picture], dim=1), cmap="gray", interpolation="nearest")
+    strip.imshow(torch.cat([edges, picture], dim=1).numpy(), cmap="gray", interpolation="nearest")
     size = lab.test_images.shape[-1]
     strip.set_xticks([size * (i + 0.5) for i in range(len(rows_shown) + 1)],
                      ["edges", *(str(row["step"]) for row in rows_shown)])
