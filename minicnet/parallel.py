@@ -50,7 +50,7 @@ def sum_over_ranks(vector):
 
 @contextmanager
 def first_goes_first(device):
-    """Within, the first process runs alone, then the others: it downloads, they find the files. Yields "am I first?"."""
+    """Within, the first process runs alone, then the others: it downloads, they find the files. Yields: is this it?"""
     rank, _ = rank_of()
     if rank:
         sum_over_ranks(torch.zeros(1, device=device))  # waits for the first

@@ -309,8 +309,8 @@ def drawn(monkeypatch):
 
 
 def arguments(run, *more, edges="drawing.png"):
-    return ["--control", str(run / "control.pt"), "--condition", str(run / edges), "--out", str(run / "out.png"), "--device", "cpu",
-            "--steps", "2", *more]
+    return ["--control", str(run / "control.pt"), "--condition", str(run / edges), "--out", str(run / "out.png"),
+            "--device", "cpu", "--steps", "2", *more]
 
 
 def test_a_drawing_becomes_images(run, drawn, capsys, unet, nets):

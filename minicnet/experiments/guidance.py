@@ -61,7 +61,7 @@ def draw(lab, variant, w, seed, count):
     null = torch.full_like(lab.test_labels[:count], lab.unet.null_label)
     if variant == "base":
         return lab.draw(lab.unet, null, seed=seed, guidance=1.0)
-    eps_model = eps_of(lab.unet, lab.edge_control(seed)[0], variant, w)
+    eps_model = eps_of(lab.unet, lab.edge_control(seed), variant, w)
     return lab.draw(eps_model, null, canny(lab.test_images[:count]), seed=seed, guidance=1.0)
 
 

@@ -102,9 +102,9 @@ class Lab:
             evaluate_every=max(1, steps // self.looks), resume=True)
         return freeze(net), history
 
-    def edge_control(self, seed, look=None):
-        """The ControlNet for edges that most experiments start from, and its history."""
-        return self.trained("edges", seed, lambda: ControlNet(self.unet), control_eps(self.unet, canny), look=look)
+    def edge_control(self, seed):
+        """The ControlNet for edges that most experiments start from."""
+        return self.trained("edges", seed, lambda: ControlNet(self.unet), control_eps(self.unet, canny))[0]
 
     # -- drawing and measuring -----------------------------------------------------------------------------------------
 

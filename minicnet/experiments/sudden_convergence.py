@@ -4,15 +4,24 @@ The same noise, edges and labels are drawn every few training steps, for three s
 the rise short against the training? Beside it, what the loss says: how much worse the edges of another image are.
 """
 
+from functools import partial
+
 import torch
 from matplotlib.figure import Figure
 
 from minicnet.conditions import canny
+from minicnet.controlnet import ControlNet
 from minicnet.evaluation import edge_f1
 from minicnet.experiments.lab import control_eps, controlled, main
 
 BASE = "digits"
 CLAIM = "The model does not learn the control gradually: it starts to follow the condition abruptly (Fig. 4)."
+
+
+def watched(lab, seed, look=None):
+    """The history of a control for edges, with a look at it every few steps."""
+    make, eps_model = partial(ControlNet, lab.unet), control_eps(lab.unet, canny)
+    return lab.trained("edges-watched", seed, make, eps_model, look=look)[1]
 
 
 def run(lab):
@@ -29,7 +38,7 @@ def run(lab):
                 "drawn": (drawn[:8] * 127.5 + 127.5).round().to("cpu", torch.uint8)}
 
     for seed in lab.seeds:
-        lab.row(f"edges-{seed}", lambda seed: summary(lab.edge_control(seed, look)[1]), seed)
+        lab.row(f"edges-{seed}", lambda seed: summary(watched(lab, seed, look)), seed)
 
 
 def summary(history):
@@ -71,7 +80,7 @@ def figure(rows, lab):
     left.legend(fontsize=8)
     for ax in (left, right):
         ax.grid(alpha=0.3)
-    history = lab.edge_control(lab.seeds[0])[1]
+    history = watched(lab, lab.seeds[0])
     rows_shown = [row for row in history if row["step"] <= 2 * rows[f"edges-{lab.seeds[0]}"]["ends"]]
     rows_shown = rows_shown[:: max(1, len(rows_shown) // 12)][:14]
     picture = torch.cat([torch.cat(list(row["drawn"][:, 0]), dim=0) for row in rows_shown], dim=1)

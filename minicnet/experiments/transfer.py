@@ -63,7 +63,7 @@ def draw(lab, variant, seed, unet, edges, labels):
     """Images of labels and edges by that variant; the old base's if unet is lab.unet."""
     if variant in ("alone", "floor"):
         return lab.draw(unet, labels, seed=seed)
-    net = lab.edge_control(seed)[0]
+    net = lab.edge_control(seed)
     net = offset(net, lab.unet, unet) if variant == "offset" else net
     return lab.draw(controlled(unet, net), labels, edges, seed=seed)
 

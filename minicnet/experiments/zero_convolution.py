@@ -85,7 +85,7 @@ def untrained(lab, variant, seed):
 
 def trained(lab, variant, seed):
     if variant == "zero":
-        return lab.edge_control(seed)[0]
+        return lab.edge_control(seed)
     return lab.trained(f"edges-{variant}", seed, lambda: MAKE[variant](lab.unet), control_eps(lab.unet, canny))[0]
 
 
