@@ -76,7 +76,7 @@ def load_dataset(name, split="train", data_dir="data"):
     name = choose_dataset(name, data_dir)
     if name.startswith("coloured-"):
         images, labels = load_dataset(name.removeprefix("coloured-"), split, data_dir)
-        return colour(images, seed=0 if split == "train" else 1), labels
+        return colourise(images, seed=0 if split == "train" else 1), labels
     if name == "drawn":
         return draw_digits(60_000, seed=0) if split == "train" else draw_digits(10_000, seed=1)
     read = read_cifar10 if name == "cifar10" else read_mnist
@@ -107,15 +107,15 @@ def choose_dataset(name, data_dir="data"):
         return "drawn"
 
 
-def colour(images, seed):
-    """Paint gray images (N, 1, H, W): white becomes one random colour, black another. -> (N, 3, H, W) in [-1, 1].
+def colourise(images, seed):
+    """Paint gray images (N, 1, H, W): white in a random light colour, black in a dark one. -> (N, 3, H, W) in [-1, 1].
 
-    Red, green and blue of the paper are random. Those of the ink lie 0.35 to 0.65 further on a circle from 0 to 1, so
-    that in each of the three it differs enough to have edges.
+    The paper's red, green and blue are at most 0.3, where 1 is full; those of the ink at least, with one of them full.
     """
     generator = torch.Generator().manual_seed(seed)
-    paper, shift = torch.rand(2, len(images), 3, 1, 1, generator=generator)
-    ink = (paper + 0.35 + 0.3 * shift) % 1
+    paper, ink = torch.rand(2, len(images), 3, 1, 1, generator=generator)
+    paper, ink = 0.3 * paper, 0.3 + 0.7 * ink
+    ink = ink / ink.amax(1, keepdim=True)
     return torch.lerp(2 * paper - 1, 2 * ink - 1, (images + 1) / 2)
 
 

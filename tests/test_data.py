@@ -165,36 +165,41 @@ def test_drawn_digits_need_no_folder_and_the_splits_differ(tmp_path, monkeypatch
 
 # -- Coloured digits ---------------------------------------------------------------------------------------------------
 
-def test_paper_and_ink_are_one_colour_each_and_differ_in_red_green_and_blue():
+def test_paper_is_one_dark_colour_and_ink_one_light_one():
     black_and_white = torch.randint(2, (500, 1, 4, 4)) * 2.0 - 1
     black_and_white[:, 0, 0, :2] = torch.tensor([-1.0, 1.0])
-    images = data.colour(black_and_white, seed=3)
-    assert images.shape == (500, 3, 4, 4) and images.dtype == torch.float32
-    assert -1 <= images.min() < -0.99 and 0.99 < images.max() <= 1
+    images = data.colourise(black_and_white, seed=3)
+    assert images.shape == (500, 3, 4, 4) and images.dtype == torch.float32 and images.abs().max() <= 1
     paper, ink = images[:, :, :1, :1], images[:, :, :1, 1:2]
     assert torch.equal(images, torch.where(black_and_white > 0, ink, paper))
-    further = (ink - paper) / 2 % 1
-    assert further.min() > 0.349 and further.max() < 0.651                  # on a circle from 0 to 1
-    assert (ink - paper).abs().min() > 0.699                                # and so on the line as well
+    paper, ink = (paper + 1) / 2, (ink + 1) / 2
+    assert 0 <= paper.min() < 0.01 and 0.29 < paper.max() < 0.3001
+    assert 0.2999 < ink.min() < 0.35
+    torch.testing.assert_close(ink.amax(1), torch.ones(500, 1, 1))             # one of red, green and blue is full
 
 
-def test_the_colours_of_paper_are_even_and_their_channels_independent():
-    paper = (data.colour(torch.full((5000, 1, 1, 1), -1.0), seed=0)[:, :, 0, 0] + 1) / 2
-    assert (paper.T.sort().values - (torch.arange(5000) + 0.5) / 5000).abs().max() < 0.03
+def test_the_colours_of_paper_are_even_and_all_channels_independent():
+    black_and_white = torch.tensor([-1.0, 1.0]).expand(5000, 1, 1, 2)
+    paper, ink = (data.colourise(black_and_white, seed=0)[:, :, 0].unbind(-1))  # (5000, 3) both
+    even = 2 * 0.3 * (torch.arange(5000) + 0.5) / 5000 - 1
+    assert (paper.T.sort().values - even).abs().max() < 0.02
     assert (torch.corrcoef(paper.T) - torch.eye(3)).abs().max() < 0.05
+    assert torch.corrcoef(torch.cat([paper, ink], dim=1).T)[:3, 3:].abs().max() < 0.05
+    shares = torch.stack([(ink[:, i] > 0.999).float().mean() for i in range(3)])
+    assert (shares - 1 / 3).abs().max() < 0.03                                  # none of the three is favoured
 
 
 def test_gray_lies_between_paper_and_ink():
-    black, gray, white = (data.colour(torch.full((20, 1, 1, 1), value), seed=1) for value in (-1.0, -0.5, 1.0))
+    black, gray, white = (data.colourise(torch.full((20, 1, 1, 1), value), seed=1) for value in (-1.0, -0.5, 1.0))
     torch.testing.assert_close(gray, 0.75 * black + 0.25 * white)
 
 
 def test_a_seed_always_gives_the_same_colours():
     images = torch.full((9, 1, 2, 2), -1.0)
-    assert torch.equal(data.colour(images, seed=1), data.colour(images, seed=1))
-    assert not torch.isclose(data.colour(images, seed=1), data.colour(images, seed=2)).any()
+    assert torch.equal(data.colourise(images, seed=1), data.colourise(images, seed=1))
+    assert not torch.isclose(data.colourise(images, seed=1), data.colourise(images, seed=2)).any()
     before = torch.get_rng_state()
-    data.colour(images, seed=1)
+    data.colourise(images, seed=1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -203,8 +208,8 @@ def test_coloured_digits_are_those_of_the_gray_dataset_painted(tmp_path):
     gray, labels = load_dataset("mnist", "train", tmp_path)
     train, train_labels = load_dataset("coloured-mnist", "train", tmp_path)
     test, _ = load_dataset("coloured-mnist", "test", tmp_path)
-    assert torch.equal(train, data.colour(gray, 0)) and torch.equal(train_labels, labels)
-    assert torch.equal(test, data.colour(gray, 1)) and not torch.equal(train, test)     # the same digits in this test
+    assert torch.equal(train, data.colourise(gray, 0)) and torch.equal(train_labels, labels)
+    assert torch.equal(test, data.colourise(gray, 1)) and not torch.equal(train, test)    # the same digits, here
     assert torch.equal(load_dataset("coloured", "train", tmp_path)[0], train)
 
 
@@ -220,12 +225,12 @@ def test_coloured_drawn_digits_need_no_folder(tmp_path, monkeypatch):
     digits = torch.rand(4, 1, 28, 28) * 2 - 1, torch.arange(4)
     monkeypatch.setattr(data, "draw_digits", lambda count, seed: digits)
     images, labels = load_dataset("coloured-drawn", "train", tmp_path / "nowhere")
-    assert torch.equal(images, data.colour(digits[0], 0)) and torch.equal(labels, digits[1])
+    assert torch.equal(images, data.colourise(digits[0], 0)) and torch.equal(labels, digits[1])
 
 
 def test_coloured_digits_have_about_the_edges_of_the_gray_ones():
     gray, _ = draw_digits(200, seed=0)
-    assert edge_f1(data.colour(gray, seed=0), canny(gray)) > 0.95
+    assert edge_f1(data.colourise(gray, seed=0), canny(gray)) > 0.95
 
 
 # -- Refusing ----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from minicnet import experiments
 from minicnet.checkpoints import CheckpointError, fingerprint
 from minicnet.conditions import canny
 from minicnet.controlnet import ControlNet, freeze
-from minicnet.data import colour as paint
+from minicnet.data import colourise
 from minicnet.digits import draw_digits
 from minicnet.experiments import all as all_experiments
 from minicnet.experiments import lab as lab_module
@@ -29,7 +29,7 @@ FILES = {path.stem for path in Path(experiments.__file__).parent.glob("*.py")}
 def tiny(monkeypatch, tmp_path):
     def load_dataset(name, split):
         images, labels = draw_digits(70, seed=len(split))
-        return (paint(images, seed=len(split)) if name.startswith("coloured") else images), labels
+        return (colourise(images, seed=len(split)) if name.startswith("coloured") else images), labels
 
     monkeypatch.setattr(lab_module, "QUICK", dict(seeds=[0, 1], steps=2, batch_size=2, looks=2, images=2, reference=70,
                                                   classifier_steps=3))
