@@ -81,8 +81,8 @@ def run(args, device):
     def look_at_base(unet):
         return {"heldout_loss": heldout_loss(base_eps(unet, val_images, val_labels), schedule, val_images)}
 
+    torch.manual_seed(args.seed)
     if args.base is None:
-        torch.manual_seed(args.seed)
         unet = UNet(in_channels=images.shape[1], **MODELS.get(dataset, {})).to(device)
     settings = dict(batch_size=args.batch_size, learning_rate=2e-3, seed=args.seed, null_label=unet.null_label,
                     resume=args.resume)

@@ -1,6 +1,7 @@
 """What training and drawing cost on this machine, in time, memory and arithmetic, with a control and without:
 
     python -m minicnet.benchmark --out runs/benchmark.json
+    python -m minicnet.benchmark --readme           # also puts the table into this checkout's README
 
 What is compared is run in turn, in one process, and times are medians: so other programs slow all of it down alike.
 """
@@ -16,11 +17,12 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from minicnet.checkpoints import CheckpointError, write_json
+from minicnet.checkpoints import CheckpointError, write_atomically, write_json
 from minicnet.conditions import canny
 from minicnet.controlnet import ControlNet, freeze
 from minicnet.diffusion import NoiseSchedule, diffusion_loss
 from minicnet.parallel import TrainingError, cores
+from minicnet.report import replace_section
 from minicnet.sample import generate
 from minicnet.training import (
     autocast,
@@ -32,6 +34,7 @@ from minicnet.training import (
 )
 from minicnet.unet import UNet
 
+MARKS = "<!-- benchmark: made by python -m minicnet.benchmark --readme -->", "<!-- end of benchmark -->"
 PAPER = {"time": 1.34, "memory": 1.23}  # a control's training step over its base's (section 3.2)
 
 
@@ -206,10 +209,14 @@ def main(argv=None):
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark.json"))
+    parser.add_argument("--readme", action="store_true", help="put the table into this checkout's README")
     args = parser.parse_args(argv)
     try:
         result = measure(pick_device(args.device), args.steps, args.batch_size)
         write_json(args.out, result)
+        if args.readme:
+            readme = Path(__file__).parents[1] / "README.md"
+            write_atomically(readme, replace_section(readme.read_text(), *MARKS, f"```\n{table(result)}\n```").encode())
     except (TrainingError, CheckpointError) as error:
         sys.exit(f"error: {error}")
     print(f"{table(result)}\n\nin {args.out}")

@@ -3,9 +3,9 @@
     python train_mnist_edges.py --dataset drawn --base-steps 6000 --control-steps 1000 --out runs/digits
     python -m minicnet.export minicnet/weights/digits runs/digits
 
-    python train_mnist_edges.py --dataset coloured-drawn --base-steps 6000 --control-steps 1000 --out runs/coloured
+    python train_mnist_edges.py --dataset coloured-drawn --base-steps 4500 --control-steps 1000 --out runs/coloured
     python train_mnist_edges.py --dataset coloured-drawn --condition colour --base runs/coloured/base.pt \\
-                                --control-steps 1000 --out runs/colour
+                                --control-steps 2500 --out runs/colour
     python -m minicnet.export minicnet/weights/coloured runs/coloured runs/colour
 
 The folder then holds base.pt and, for each run, a control named after its condition, as canny.pt, with the run's

@@ -130,6 +130,16 @@ def test_alone_there_is_one_process_and_nothing_to_sum():
     assert rank_of() == (0, 1) and sum_over_ranks(x) is x and torch.equal(x, torch.ones(3))
 
 
+@pytest.mark.parametrize("rank, order", [(0, ["work", "wait"]), (1, ["wait", "work"])])
+def test_the_others_wait_until_the_first_process_has_done_its_work(monkeypatch, rank, order):
+    events = []
+    monkeypatch.setattr(parallel, "rank_of", lambda: (rank, 2))
+    monkeypatch.setattr(parallel, "sum_over_ranks", lambda vector: events.append("wait"))
+    with parallel.first_goes_first(CPU) as first:
+        events.append("work")
+    assert events == order and first == (rank == 0)
+
+
 def test_a_batch_that_is_too_small_for_its_processes_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(training, "rank_of", lambda: (0, 7))
     with pytest.raises(TrainingError, match="7 processes cannot share a batch of 6: use a larger --batch-size"):

@@ -220,6 +220,14 @@ def test_a_second_condition_uses_the_base_of_the_first_run(no_figures, finished,
     assert load_control(tmp_path / "control.pt", unet)[1]["condition"] == condition
 
 
+def test_a_second_control_depends_on_its_seed_alone(no_figures, finished, tmp_path):
+    for name, seed, noise in (("a", "1", 5), ("b", "1", 6), ("c", "2", 5)):
+        torch.manual_seed(noise)
+        script.main(arguments(tmp_path / name, "--base", str(finished.out / "base.pt"), "--seed", seed))
+    first, again, other = ((tmp_path / name / "control.pt").read_bytes() for name in "abc")
+    assert first == again != other
+
+
 def test_a_base_for_other_images_is_refused_before_anything_is_touched(finished, tmp_path):
     (tmp_path / "base.pt").write_text("mine")
     with pytest.raises(CheckpointError, match=r"draws images of \[1, 28, 28\] instead of \[3, 28, 28\]"):
@@ -495,6 +503,19 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path):
     (tmp_path / "run" / "base.pt").touch()
     error = run_as_program(monkeypatch, "--dataset", "drawn", "--out", tmp_path / "run")
     assert f"{tmp_path / 'run'}" in error and "--resume" in error
+
+
+def test_a_reader_who_leaves_ends_the_program_without_a_traceback(tmp_path):
+    code = ("import runpy, sys, minicnet.data as data\n"
+            "def load(name, split, data_dir): print('x' * 100_000, flush=True)\n"
+            "data.load_dataset = load\n"
+            f"sys.argv = ['script', '--dataset', 'drawn', '--out', {str(tmp_path / 'run')!r}, '--device', 'cpu']\n"
+            f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n")
+    program = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               cwd=SCRIPT.parent, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    program.stdout.close()  # as `| head` does
+    errors = program.stderr.read()
+    assert program.wait(timeout=120) == 1 and errors == ""
 
 
 def test_missing_data_and_no_network_end_in_one_line(tmp_path):

@@ -129,6 +129,8 @@ def figure(rows, lab):
         ax.set(xlabel="guidance w", title=title)
         if measure == "frechet":
             ax.set_yscale("log")
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter("{x:g}")
         ax.grid(alpha=0.3)
     fig.legend(*ax.get_legend_handles_labels(), fontsize=8, ncols=5, loc="outside upper center")
     strip, few, seed = fig.add_subplot(grid[1, :]), 5, lab.seeds[0]

@@ -34,6 +34,7 @@ def right(images):
     return canny(images) - left(images)
 
 
+LONGER = 2.5  # times the usual steps for the net for colour: it sets in later, as colours hardly lessen the loss
 CONDITIONS = {"edges": canny, "colour": colour, "left": left, "right": right}
 SUMS = [(), ("edges",), ("colour",), ("edges", "colour"), ("left",), ("right",), ("left", "right")]
 
@@ -43,7 +44,8 @@ def nets(lab, seed):
     trained = {}
     for name, condition_of in CONDITIONS.items():
         make = partial(ControlNet, lab.unet, condition_of(lab.test_images[:1]).shape[1])
-        trained[name], _ = lab.trained(name, seed, make, control_eps(lab.unet, condition_of))
+        steps = int(lab.steps * (LONGER if name == "colour" else 1))
+        trained[name], _ = lab.trained(name, seed, make, control_eps(lab.unet, condition_of), steps=steps)
     return trained
 
 
