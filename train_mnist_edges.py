@@ -63,6 +63,10 @@ def run(args, device):
                             "needed")
         if args.base:
             unet, reused = load_base(args.base, image_shape=list(images.shape[1:]))
+            if "training" in reused:
+                raise CheckpointError(f"the training of {args.base} was stopped: --resume its run first")
+            if args.resume and fingerprint(load_base(args.out / "base.pt")[0]) != fingerprint(unet):
+                raise CheckpointError(f"{args.out} holds another base than {args.base}: choose another --out")
             unet = unet.to(device)
         previous = open_run(args.out, FILES, args.resume) if first else {}
     # 128 of those kept back are looked at; the rest only keeps the usual split of MNIST, 55,000 to 5,000.
@@ -165,7 +169,8 @@ def run(args, device):
     real = images[: len(test_images)]
     seconds["total"] = loading + seconds["base"] + seconds["control"] + time.perf_counter() - start
     metrics = {
-        "dataset": dataset, "condition": args.condition, "measure": measure,
+        "dataset": dataset, "base_dataset": reused["dataset"] if args.base else dataset,
+        "condition": args.condition, "measure": measure,
         "device": str(device), "seed": args.seed, "torch": torch.__version__,
         "date": datetime.date.today().isoformat(), "images": len(test_images), "guidance": GUIDANCE,
         "seconds": seconds,

@@ -176,7 +176,7 @@ def load_control(path, unet, force=False):
     checkpoint = load_checkpoint(path, {"kind": "control"})
     if checkpoint.get("base") != fingerprint(unet) and not force:
         raise CheckpointError(f"{path} was trained for another base than the one it is to control: take the base.pt "
-                              "that lies beside it, or force=True for an experiment")
+                              "that lies beside it, or force it (--force, force=True) for an experiment")
     net = _with_weights(path, checkpoint, lambda: ControlNet(unet, checkpoint["condition_channels"]))
     return freeze(net), checkpoint
 

@@ -1,4 +1,4 @@
-"""MNIST, Fashion-MNIST, CIFAR-10 and drawn digits as tensors, read with numpy alone.
+"""MNIST, Fashion-MNIST, CIFAR-10, drawn and coloured digits as tensors, read with numpy alone.
 
     images, labels = load_dataset("mnist", split="train", data_dir="data")   # (60000, 1, 28, 28) in [-1, 1], (60000,)
 

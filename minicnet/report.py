@@ -30,7 +30,9 @@ def table(metrics):
     seconds, control = metrics["seconds"], metrics["control"]
     rows = [(title, f"control.{name}_floor", f"control.{name}", f"control.{name}_ceiling")
             for name, title in TITLES.items() if name in control]
-    base_seconds = f"in {seconds['base']:.0f} s" if seconds["base"] else "in an earlier run"
+    base_seconds = f"in {seconds['base']:.0f} s"
+    if not seconds["base"]:
+        base_seconds = f"on {metrics['base_dataset']} in an earlier run"
     lines = [
         f"**{metrics['dataset']}, {metrics['condition']}**, seed {metrics['seed']}, {metrics['device']}, "
         f"torch {metrics['torch']}, {metrics['date']}, {metrics['images']} test images, "

@@ -16,8 +16,8 @@ from minicnet.figures import learning_curves, samples_sheet, save_figure
 BASE = [{"step": 0, "heldout_loss": 1.0}, {"step": 10, "loss": 0.7, "heldout_loss": 0.5},
         {"step": 20, "loss": 0.4, "heldout_loss": 0.3}]
 METRICS = {
-    "dataset": "drawn", "condition": "canny", "measure": "edge_f1", "device": "cpu", "seed": 3, "torch": "2.0",
-    "date": "2024-01-02", "images": 500,
+    "dataset": "drawn", "base_dataset": "drawn", "condition": "canny", "measure": "edge_f1",
+    "device": "cpu", "seed": 3, "torch": "2.0", "date": "2024-01-02", "images": 500,
     "guidance": 2.0, "seconds": {"base": 61.2, "control": 30.7, "total": 150.0},
     "base": {"parameters": 5, "steps": 70, "heldout_loss": 0.11111, "label_accuracy": 0.21, "frechet": 31.0},
     "control": {"trainable_parameters": 6, "steps": 80, "heldout_loss": 0.22222, "heldout_loss_shuffled": 0.33333,
@@ -171,7 +171,7 @@ def test_the_table_of_another_condition_has_its_own_measure():
                          "seconds": {**METRICS["seconds"], "base": 0.0}})
     assert rows(text)["colour error (less is better)"] == ["0.300", "0.012", "0.000"]
     assert "edge-F1" not in text and "drawn, colour" in text
-    assert "70 steps of the base in an earlier run" in text
+    assert "70 steps of the base on drawn in an earlier run" in text
 
 
 @pytest.fixture

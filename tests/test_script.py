@@ -235,6 +235,25 @@ def test_a_base_for_other_images_is_refused_before_anything_is_touched(finished,
     assert files(tmp_path) == {"base.pt": b"mine"}
 
 
+def test_a_run_is_not_resumed_with_another_base(no_figures, finished, tmp_path, randomised):
+    out = copy_of(finished, tmp_path / "run")
+    checkpoint = torch.load(out / "base.pt", weights_only=True)
+    unet = randomised(load_base(out / "base.pt")[0])
+    script.save_checkpoint(tmp_path / "other.pt", {**checkpoint, "weights": unet.state_dict()})
+    before = files(out)
+    with pytest.raises(CheckpointError, match="holds another base than"):
+        script.main(arguments(out, "--resume", "--base", str(tmp_path / "other.pt")))
+    assert files(out) == before
+
+
+def test_a_base_whose_training_was_stopped_is_refused(finished, tmp_path):
+    checkpoint = torch.load(finished.out / "base.pt", weights_only=True)
+    script.save_checkpoint(tmp_path / "half.pt", {**checkpoint, "training": {}})
+    with pytest.raises(CheckpointError, match="was stopped: --resume its run first"):
+        script.main(arguments(tmp_path / "run", "--base", str(tmp_path / "half.pt")))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_base_in_the_run_folder_itself_is_refused(capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
         arguments(tmp_path, "--base", str(tmp_path / "base.pt"))

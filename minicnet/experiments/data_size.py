@@ -1,4 +1,4 @@
-"""How many images does a control need (the paper's section 4.3, Fig. 10)? Not many, it says, and more are better.
+"""How many images does a control need (the paper's section 4.5, Fig. 10)? Not many, it says, and more are better.
 
 ControlNets for edges are trained on 100, 1,000, 10,000 and all images of the training set, and measured on edges of
 test images. Beside them, the other way to teach a base a condition: all of it fine-tuned, on the same images, with the
@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from minicnet.conditions import canny
 from minicnet.controlnet import ControlNet
 from minicnet.experiments.concatenated import ConcatenatedUNet
-from minicnet.experiments.lab import across_seeds, controlled, main, mean, spread
+from minicnet.experiments.lab import across_seeds, clearly_better, controlled, main, mean, spread
 
 BASE = "digits"
-CLAIM = "Training a ControlNet does not collapse with 1,000 images, and gains with more (section 4.3, Fig. 10)."
+CLAIM = "Training a ControlNet does not collapse with 1,000 images, and gains with more (section 4.5, Fig. 10)."
 SIZES = {"100": 100, "1000": 1000, "10000": 10_000, "all": None}
 METHODS = {"control": "ControlNet", "finetuned": "whole base fine-tuned"}
 
@@ -72,7 +72,7 @@ def verdict(rows):
     holds = learned and few - floor >= 0.8 * (all_ - floor) and read >= read_all - 0.1
     few_seeds, all_seeds = (across_seeds(rows, start, "edge_f1") for start in ("control 1000", "control all"))
     gains = [b - a for a, b in zip(few_seeds, all_seeds, strict=True)]
-    gained = statistics.mean(gains) > 2 * statistics.stdev(gains)
+    gained = clearly_better(all_seeds, few_seeds)
     word = "reproduced" if holds and gained else "mixed" if holds else "not reproduced"
     f1 = {method: ", ".join(spread(rows, f"{method} {size}", "edge_f1") for size in SIZES) for method in METHODS}
     collapse = "do not collapse" if holds else "collapse" if learned else "tell nothing, as no training worked"

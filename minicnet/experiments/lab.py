@@ -169,6 +169,16 @@ def spread(rows, start, name, digits=3):
     return f"{statistics.mean(values):.{digits}f}{deviation}"
 
 
+def clearly_better(ours, theirs, sign=1):
+    """Is one variant better than another by more than chance would give? Two lists of values, seed by seed.
+
+    Both drew from the same noise, so the differences count: their mean must be more than twice their standard deviation
+    over the seeds. sign: -1 where less is better.
+    """
+    differences = [sign * (a - b) for a, b in zip(ours, theirs, strict=True)]
+    return statistics.mean(differences) > 2 * statistics.stdev(differences)
+
+
 def experiment(name, out, quick, device):
     """Runs the experiment of that name, writes result.json and figure.png into out/name, and returns the result."""
     module = importlib.import_module(f"minicnet.experiments.{name}")

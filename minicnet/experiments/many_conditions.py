@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from minicnet.conditions import canny, colour
 from minicnet.controlnet import ControlNet
 from minicnet.evaluation import colour_error
-from minicnet.experiments.lab import control_eps, controlled, main, mean, spread
+from minicnet.experiments.lab import across_seeds, clearly_better, control_eps, controlled, main, mean, spread
 from minicnet.figures import tiled
 
 BASE = "coloured"
@@ -34,7 +34,7 @@ def right(images):
     return canny(images) - left(images)
 
 
-LONGER = 2.5  # times the usual steps for the net for colour: it sets in later, as colours hardly lessen the loss
+LONGER = 2.5  # times the usual steps for the net for colour: it sets in slowly, as colours hardly lessen the loss
 CONDITIONS = {"edges": canny, "colour": colour, "left": left, "right": right}
 SUMS = [(), ("edges",), ("colour",), ("edges", "colour"), ("left",), ("right",), ("left", "right")]
 
@@ -81,23 +81,29 @@ def title(names):
 
 
 def verdict(rows):
-    # Adding works if the sum keeps at least 90% of what each net reaches alone, measured from the base without any.
-    def kept(sum_of, alone, measure):
-        nothing = mean(rows, "neither", measure)
-        return (mean(rows, sum_of, measure) - nothing) / (mean(rows, alone, measure) - nothing)
+    # Adding works if the sum keeps at least 90% of what each net reaches alone, measured from the base without any, and
+    # two halves of the edges together are clearly better than either.
+    def gain(start, measure):
+        return abs(mean(rows, start, measure) - mean(rows, "neither", measure))
 
-    shares = [kept("edges + colour", "edges", "edge_f1"), kept("edges + colour", "colour", "colour_error")]
-    halves = mean(rows, "left + right", "edge_f1") > max(mean(rows, "left", "edge_f1"), mean(rows, "right", "edge_f1"))
-    good = sum(share >= 0.9 for share in shares) + halves
+    if gain("edges", "edge_f1") < 0.05 or gain("colour", "colour_error") < 0.25 * mean(rows, "neither", "colour_error"):
+        return "not reproduced", "the nets do not even follow their conditions alone"
+    kept = [gain("edges + colour", measure) >= 0.9 * gain(alone, measure)
+            for alone, measure in (("edges", "edge_f1"), ("colour", "colour_error"))]
+    both, *halves = (across_seeds(rows, name, "edge_f1") for name in ("left + right", "left", "right"))
+    good = sum(kept) + all(clearly_better(both, half) for half in halves)
     word = {3: "reproduced", 0: "not reproduced"}.get(good, "mixed")
+
+    def pair(start):
+        return f"{spread(rows, start, 'edge_f1')}, {spread(rows, start, 'colour_error')}"
+
+    other = "edges + another image's colour"
     return word, (
-        f"edges + colour: edge-F1 {spread(rows, 'edges + colour', 'edge_f1')} (edges alone "
-        f"{spread(rows, 'edges', 'edge_f1')}, neither {spread(rows, 'neither', 'edge_f1')}), colour error "
-        f"{spread(rows, 'edges + colour', 'colour_error')} (colour alone {spread(rows, 'colour', 'colour_error')}, "
-        f"neither {spread(rows, 'neither', 'colour_error')}). Left + right half of the edges: "
-        f"{spread(rows, 'left + right', 'edge_f1')} (left {spread(rows, 'left', 'edge_f1')}, right "
-        f"{spread(rows, 'right', 'edge_f1')}). It fails for four times the same residual: edge-F1 "
-        f"{spread(rows, '4 x edges', 'edge_f1')}, label accuracy {spread(rows, '4 x edges', 'label_accuracy', 2)}")
+        f"edge-F1, colour error: neither {pair('neither')}; edges {pair('edges')}; colour {pair('colour')}; edges + "
+        f"colour {pair('edges + colour')}. Left and right half of the edges: edge-F1 "
+        f"{spread(rows, 'left', 'edge_f1')}, {spread(rows, 'right', 'edge_f1')}, added "
+        f"{spread(rows, 'left + right', 'edge_f1')}. Failures: {other} {pair(other)}; edges four times "
+        f"{pair('4 x edges')}")
 
 
 def figure(rows, lab):
