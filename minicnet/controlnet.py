@@ -93,8 +93,8 @@ class ConditionEncoder(nn.Sequential):
     """A small network that brings a condition to the size of the base's first feature map (section 3.2, Eq. 4).
 
     (B, condition_channels, H, W) -> (B, channels, H/patch, W/patch): three 3x3 convolutions with SiLU, of which as many
-    as needed have stride 2, then a zero convolution, the Z(c; Θz1) of Eq. 2. (The paper's text has four 4x4 convolutions
-    of stride 2; its published code seven 3x3 ones, three of them of stride 2, and the zero convolution.)
+    as needed have stride 2, then a zero convolution, the Z(c; Θz1) of Eq. 2. (The paper has four 4x4 convolutions of
+    stride 2; its published code seven 3x3 ones, three of them of stride 2, and the zero convolution.)
     """
 
     def __init__(self, condition_channels, channels, patch):

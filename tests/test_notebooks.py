@@ -22,6 +22,8 @@ REDUCED = {  # knobs of the parameters cell, turned down for a quick run
     "04_zero_convolution": dict(BATCH=4, STEPS=3),
     "05_controlnet": dict(TRAIN_IMAGES=1000, HELD_OUT=10, STEPS=10, LOOK_EVERY=10, BATCH=4, SAMPLING_STEPS=5,
                           STRENGTHS=[0, 1], CONFLICTS=10, GUIDANCE=[0, 2], CLASSIFIER_STEPS=50),
+    "06_many_conditions": dict(COUNT=3, MEASURED=12, STEPS=8, SCALES=[0.0, 1.0]),
+    "07_claims": dict(),
 }
 
 
@@ -33,6 +35,7 @@ def code_cells(notebook):
 def test_a_notebook_runs_from_top_to_bottom(path, tmp_path):
     (tmp_path / "notebooks").mkdir()
     shutil.copytree(ROOT / "minicnet", tmp_path / "minicnet")
+    shutil.copytree(ROOT / ".github" / "results", tmp_path / ".github" / "results")
     notebook = nbformat.read(path, as_version=4)
     parameters = code_cells(notebook)[0]
     for name, value in REDUCED[path.stem].items():

@@ -4,8 +4,8 @@ ControlNets for edges are trained on 100, 1,000, 10,000 and all images of the tr
 test images. Beside them, the other way to teach a base a condition: all of it fine-tuned, on the same images, with the
 edges as more channels of its input (concatenated.py). Both see the same batches, steps and learning rate.
 
-The paper trains on 1k, 50k and 3m images and shows pictures. Training is short here: it draws 300 batches of 16 images,
-so that 10,000 images are hardly repeated, and 100 are seen 48 times each. The images drawn have no guidance.
+The paper trains on 1k, 50k and 3m images and shows pictures. Training is short here: it draws 200 batches of 16 images,
+so that 10,000 images are hardly repeated, and 100 are seen 32 times each. The images drawn have no guidance.
 """
 
 import statistics
@@ -37,7 +37,7 @@ def trained_model(lab, method, size, seed):
         return lambda x_t, t: model(net)(x_t, t, label, edges)
 
     net, _ = lab.trained(f"{method}-on-{size}", seed, lambda: make(lab.unet), eps_model, images, labels,
-                         steps=lab.steps * 3 // 4)
+                         steps=lab.steps // 2)
     return model(net), images[: lab.images], labels[: lab.images]
 
 
