@@ -3,8 +3,8 @@
     python notebooks/assignments/make_student.py a2 ../a2-student
 
 The library is the reference solution. Signatures and docstrings stay and state the problem; bodies go. What else would
-give them away is left out: the tests of the same file, notebooks that hold one of the lines, outputs that print one,
-history, and what belongs to the lecturer.
+give them away is left out: the tests of the same file, the experiments, notebooks that hold one of the lines, outputs
+that print one, history, and what belongs to the lecturer.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ["README.md", "LICENSE", "requirements.txt", ".gitignore", ".ruff.toml", ".github/results", "minicnet",
         "notebooks", "tests", "train_mnist_edges.py"]
-LEFT_OUT = shutil.ignore_patterns("__pycache__", ".*_c*", "*.pt", "assignments", "test_assignments.py")
+LEFT_OUT = shutil.ignore_patterns("__pycache__", ".*_c*", "assignments", "test_assignments.py", "experiments",
+                                  "test_experiments*", "07_claims.ipynb")
 
 
 class Blank(NamedTuple):
