@@ -19,7 +19,7 @@ from minicnet.digits import draw_digits
 from minicnet.experiments import all as all_experiments
 from minicnet.experiments import lab as lab_module
 from minicnet.experiments import many_conditions, sudden_convergence
-from minicnet.experiments.lab import Lab, across_seeds, control_eps, controlled, experiment, mean, spread
+from minicnet.experiments.lab import Lab, across_seeds, clearly_better, control_eps, controlled, experiment, mean
 
 CPU = torch.device("cpu")
 FILES = {path.stem for path in Path(experiments.__file__).parent.glob("*.py")}
@@ -134,7 +134,7 @@ def test_the_condition_of_a_training_batch_is_made_of_its_own_images(lab, random
 def test_means_and_deviations_are_over_the_rows_of_one_variant():
     rows = {"a b-0": {"x": 1.0}, "a b-1": {"x": 2.0}, "a b-12": {"x": 6.0}, "a-0": {"x": 9.0}}
     assert across_seeds(rows, "a b", "x") == [1, 2, 6] and mean(rows, "a b", "x") == 3
-    assert spread(rows, "a b", "x", 2) == f"3.00 ± {math.sqrt(7):.2f}" and spread(rows, "a", "x") == "9.000"
+    assert spread(rows, "a b", "x", 2) == f"3.00 ± {math.sqrt(7):.2f}" and lab_module.spread(rows, "a", "x") == "9.000"
 
 
 # The experiments
@@ -184,7 +184,8 @@ def test_the_halves_of_the_edges_add_up_to_the_edges():
 def rows_of_many(both, left_and_right=0.9):
     f1, error = both
     values = {"neither": (0.5, 0.4), "edges": (0.95, 0.4), "colour": (0.55, 0.05), "edges + colour": (f1, error),
-              "left": (0.7, 0.4), "right": (0.7, 0.4), "left + right": (left_and_right, 0.4), "4 x edges": (0.4, 0.5)}
+              "left": (0.7, 0.4), "right": (0.7, 0.4), "left + right": (left_and_right, 0.4), "4 x edges": (0.4, 0.5),
+              "edges + another image's colour": (0.9, 0.1)}
     return {f"{name}-{seed}": {"edge_f1": a + seed / 1000, "colour_error": b, "label_accuracy": 0.9}
             for name, (a, b) in values.items() for seed in range(3)}
 
@@ -195,6 +196,16 @@ def rows_of_many(both, left_and_right=0.9):
     (rows_of_many((0.94, 0.06), 0.65), "mixed")])
 def test_conditions_compose_only_if_the_sum_keeps_both(rows, word):
     assert many_conditions.verdict(rows)[0] == word
+
+
+def test_nets_that_learned_nothing_compose_nothing():
+    rows = {key: {"edge_f1": 0.5, "colour_error": 0.4, "label_accuracy": 0.9} for key in rows_of_many((0.5, 0.4))}
+    assert many_conditions.verdict(rows)[0] == "not reproduced"
+
+
+def test_better_is_only_what_is_better_in_all_seeds_alike():
+    assert clearly_better([3, 4, 5], [1, 2, 3]) and clearly_better([1, 2, 3], [3, 4, 5], sign=-1)
+    assert not clearly_better([1, 2, 3], [1, 2, 3]) and not clearly_better([3, 4, 2], [1, 2, 3])
 
 
 # The README's table

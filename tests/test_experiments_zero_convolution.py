@@ -112,13 +112,14 @@ def made_rows(zero, gaussian, lite, jump=0.1):
         for variant, good in dict(zero=zero, gaussian=gaussian, lite=lite).items():
             rows[f"{variant}, start-{seed}"] = {"loss_change": jump if variant == "gaussian" else 0.0}
             for prompt in zc.PROMPTS:
-                f1 = good + 0.005 * (seed - 1)
+                f1 = good + 0.005 * (seed - 1) * (-1 if variant == "gaussian" else 1)
                 rows[f"{variant}, {prompt}-{seed}"] = {"edge_f1": f1, "label_accuracy": f1, "frechet": 10 - 9 * f1}
     return rows
 
 
 @pytest.mark.parametrize("values, word", [
-    ((0.9, 0.7, 0.7), "reproduced"), ((0.9, 0.65, 0.7), "reproduced"), ((0.9, 0.85, 0.5), "mixed"),
+    ((0.9, 0.7, 0.7), "reproduced"), ((0.9, 0.65, 0.7), "reproduced"), ((0.9, 0.5, 0.95), "mixed"),
+    ((0.9, 0.85, 0.5), "mixed"),
     ((0.9, 0.898, 0.7), "not reproduced"), ((0.7, 0.9, 0.7), "not reproduced"), ((0.9, 0.7, 0.7, 0.0), "mixed")])
 def test_the_verdict_asks_for_harm_at_the_start_and_a_fall_to_the_level_of_lite(values, word):
     found, why = zc.verdict(made_rows(*values))

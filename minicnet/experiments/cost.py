@@ -65,8 +65,8 @@ def verdict(rows):
     texts = [f"on {name}: time {spread(rows, name, 'time', 2)}, memory {spread(rows, name, 'memory', 2)}, arithmetic "
              f"{mean(rows, name, 'arithmetic'):.2f}, trained parameters {mean(rows, name, 'trained parameters'):.2f}"
              for name in devices(rows)]
-    return word, (f"a control step over a base step, {'; '.join(texts)}. That is {how}, which was measured with Stable "
-                  "Diffusion's text and image encoders in both steps")
+    return word, (f"a control step over a base step, {'; '.join(texts)}. That is {how} (which are of Stable "
+                  "Diffusion, whose text and image encoders run in both steps)")
 
 
 def devices(rows):
