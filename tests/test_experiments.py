@@ -134,7 +134,8 @@ def test_the_condition_of_a_training_batch_is_made_of_its_own_images(lab, random
 def test_means_and_deviations_are_over_the_rows_of_one_variant():
     rows = {"a b-0": {"x": 1.0}, "a b-1": {"x": 2.0}, "a b-12": {"x": 6.0}, "a-0": {"x": 9.0}}
     assert across_seeds(rows, "a b", "x") == [1, 2, 6] and mean(rows, "a b", "x") == 3
-    assert spread(rows, "a b", "x", 2) == f"3.00 ± {math.sqrt(7):.2f}" and lab_module.spread(rows, "a", "x") == "9.000"
+    assert lab_module.spread(rows, "a b", "x", 2) == f"3.00 ± {math.sqrt(7):.2f}"
+    assert lab_module.spread(rows, "a", "x") == "9.000"
 
 
 # The experiments
