@@ -112,7 +112,8 @@ def figure(rows, lab):
     for names in SUMS:
         x, y = mean(rows, title(names), "edge_f1"), mean(rows, title(names), "colour_error")
         points.plot(x, y, "o", color="tab:blue" if len(names) < 2 else "tab:green")
-        points.annotate(title(names), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        below = names in (("left",), ("edges",))  # which lie beside others
+        points.annotate(title(names), (x, y), xytext=(4, -11 if below else 4), textcoords="offset points", fontsize=8)
     for name in ("edges + another image's colour", "4 x edges"):
         x, y = mean(rows, name, "edge_f1"), mean(rows, name, "colour_error")
         points.plot(x, y, "x", color="tab:red")
@@ -123,11 +124,11 @@ def figure(rows, lab):
     points.legend(fontsize=8)
     points.grid(alpha=0.3)
     count, images = 8, lab.test_images[:8]
-    columns = {"real": images, "edges given": canny(images) * 2 - 1, "colour given": colour(images) * 2 - 1}
+    columns = {"real": images, "edges\ngiven": canny(images) * 2 - 1, "colour\ngiven": colour(images) * 2 - 1}
     for names in ((), ("edges",), ("colour",), ("edges", "colour"), ("left", "right")):
         columns[title(names)] = drawing(lab, lab.seeds[0], names, count)
-    columns["edges +\nanother colour"] = drawing(lab, lab.seeds[0], ("edges", "colour"), count, images.roll(1, 0))
-    columns["4 x edges"] = drawing(lab, lab.seeds[0], ("edges",) * 4, count)
+    columns["edges +\nother\ncolour"] = drawing(lab, lab.seeds[0], ("edges", "colour"), count, images.roll(1, 0))
+    columns["4 x\nedges"] = drawing(lab, lab.seeds[0], ("edges",) * 4, count)
     columns = {name.replace(" + ", " +\n"): pictures for name, pictures in columns.items()}
     side = images.shape[-1] + 2
     sheet = torch.stack([column.cpu().expand(-1, 3, -1, -1) for column in columns.values()], dim=1)
