@@ -4,7 +4,7 @@ On coloured digits, edges say where and the colour map says which colours. One C
 Then their residuals are added, with no weights and no training. All draw the same labels from the same noise. The same
 is done with one net for the left half of the edges and one for the right half.
 
-Where adding should fail: edges of one digit and the colour map of an image with another place for its ink, and four
+Two strains on the sum, which may fail: edges of one digit and the colour map of an image with another place for its ink, and four
 times the same condition, a residual four times as strong as any that was seen in training.
 """
 
@@ -102,7 +102,7 @@ def verdict(rows):
         f"edge-F1, colour error: neither {pair('neither')}; edges {pair('edges')}; colour {pair('colour')}; edges + "
         f"colour {pair('edges + colour')}. Left and right half of the edges: edge-F1 "
         f"{spread(rows, 'left', 'edge_f1')}, {spread(rows, 'right', 'edge_f1')}, added "
-        f"{spread(rows, 'left + right', 'edge_f1')}. Failures: {other} {pair(other)}; edges four times "
+        f"{spread(rows, 'left + right', 'edge_f1')}. Strained: {other} {pair(other)}; edges four times "
         f"{pair('4 x edges')}")
 
 
