@@ -4,8 +4,8 @@ On coloured digits, edges say where and the colour map says which colours. One C
 Then their residuals are added, with no weights and no training. All draw the same labels from the same noise. The same
 is done with one net for the left half of the edges and one for the right half.
 
-Two strains on the sum, which may fail: edges of one digit and the colour map of an image with another place for its ink, and four
-times the same condition, a residual four times as strong as any that was seen in training.
+Two strains on the sum, which may fail: edges of one digit and the colour map of an image with another place for its
+ink; and four times the same condition, a residual four times as strong as any that was seen in training.
 """
 
 from functools import partial
