@@ -32,10 +32,10 @@ from minicnet.figures import learning_curves, samples_sheet, save_figure
 from minicnet.parallel import first_goes_first, process_group
 from minicnet.report import TITLES, table
 from minicnet.sample import generate
-from minicnet.training import TrainingError, pick_device, train, whole_number
+from minicnet.training import TrainingError, pick_device, positive, train, whole_number
 from minicnet.unet import UNet
 
-FULL = dict(base_steps=3200, control_steps=500, batch_size=16, classifier_steps=500, measure=500)
+FULL = dict(base_steps=2600, control_steps=400, batch_size=16, classifier_steps=400, measure=400)
 QUICK = dict(base_steps=60, control_steps=40, batch_size=16, classifier_steps=100, measure=64)
 CIFAR10 = dict(base_steps=20_000, control_steps=4000, batch_size=128, classifier_steps=4000, measure=500)  # for a GPU
 MODELS = {"cifar10": dict(channels=96, multipliers=(1, 2, 2), blocks=2)}  # for the others UNet's own settings do
@@ -69,9 +69,9 @@ def run(args, device):
                 raise CheckpointError(f"{args.out} holds another base than {args.base}: choose another --out")
             unet = unet.to(device)
         previous = open_run(args.out, FILES, args.resume) if first else {}
-    # 128 of those kept back are looked at; the rest only keeps the usual split of MNIST, 55,000 to 5,000.
-    images, val_images = images[:-VALIDATION], images[-VALIDATION:][:128]
-    labels, val_labels = labels[:-VALIDATION], labels[-VALIDATION:][:128]
+    # 64 of those kept back are looked at; the rest only keeps the usual split of MNIST, 55,000 to 5,000.
+    images, val_images = images[:-VALIDATION], images[-VALIDATION:][:64]
+    labels, val_labels = labels[:-VALIDATION], labels[-VALIDATION:][:64]
     if dataset == "cifar10":  # what is seen in a mirror is of the same kind, which is not true of digits
         images, labels = torch.cat([images, images.flip(3)]), torch.cat([labels, labels])
     schedule = NoiseSchedule.cosine(1000).to(device)
@@ -96,7 +96,7 @@ def run(args, device):
         base_history, base_seconds = train(
             unet, base_eps, schedule, images, labels, steps=args.base_steps, drop_labels=0.1,
             path=args.out / "base.pt", about=about, evaluate=look_at_base,
-            evaluate_every=max(10, args.base_steps // 12), **settings)
+            evaluate_every=max(10, args.base_steps // 13), **settings)
     else:
         base_history, base_seconds = reused["history"], 0.0
         if first:
@@ -130,7 +130,7 @@ def run(args, device):
     control_history, control_seconds = train(
         control_net, control_eps, schedule, images, labels, steps=args.control_steps, drop_labels=0.5,
         path=args.out / "control.pt", about=about, evaluate=look_at_control,
-        evaluate_every=max(10, args.control_steps // 20), **settings)
+        evaluate_every=max(10, args.control_steps // 16), **settings)
     freeze(control_net)
     if not first:
         return
@@ -217,13 +217,6 @@ def parse_arguments(argv=None):
         if getattr(args, name, None) is None:
             setattr(args, name, value)
     return args
-
-
-def positive(text):
-    number = whole_number(text)
-    if number == 0:
-        raise argparse.ArgumentTypeError("0 is too few")
-    return number
 
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from minicnet.checkpoints import CheckpointError, write_atomically, write_json
+from minicnet.checkpoints import CheckpointError, write_json
 from minicnet.conditions import canny
 from minicnet.controlnet import ControlNet, freeze
 from minicnet.diffusion import NoiseSchedule, diffusion_loss
 from minicnet.parallel import TrainingError, cores
-from minicnet.report import replace_section
+from minicnet.report import README, update_readme
 from minicnet.sample import generate
 from minicnet.training import (
     autocast,
@@ -30,6 +30,7 @@ from minicnet.training import (
     frozen_convolutions_forget,
     make_optimizer,
     pick_device,
+    positive,
     training_step,
 )
 from minicnet.unet import UNet
@@ -155,7 +156,7 @@ def training_costs(unet, control_net, schedule, steps, batch_size, peak):
     return costs
 
 
-def sampling_costs(unet, control_nets, schedule, rounds, count=8):
+def sampling_costs(unet, control_nets, schedule, rounds, count=64):
     """Seconds per image of `generate`: {"guidance 1": [base, with one control, with two], "guidance 2": ...}."""
     device = schedule.beta.device
     x_T, condition = torch.randn(count, 1, 28, 28, device=device), torch.rand(count, 1, 28, 28, device=device)
@@ -205,8 +206,8 @@ def table(result):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=30, help="training steps to take the median of")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--steps", type=positive, default=30, help="training steps to take the median of")
+    parser.add_argument("--batch-size", type=positive, default=16)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark.json"))
     parser.add_argument("--readme", action="store_true", help="put the table into this checkout's README")
@@ -215,10 +216,11 @@ def main(argv=None):
         result = measure(pick_device(args.device), args.steps, args.batch_size)
         write_json(args.out, result)
         if args.readme:
-            readme = Path(__file__).parents[1] / "README.md"
-            write_atomically(readme, replace_section(readme.read_text(), *MARKS, f"```\n{table(result)}\n```").encode())
+            update_readme(README, *MARKS, f"```\n{table(result)}\n```")
     except (TrainingError, CheckpointError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nstopped")
     print(f"{table(result)}\n\nin {args.out}")
 
 

@@ -6,6 +6,7 @@ torch's DistributedDataParallel does, too; written out, any network trains, what
     torchrun --nproc_per_node=2 train_mnist_edges.py
 """
 
+import functools
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -59,6 +60,12 @@ def first_goes_first(device):
         sum_over_ranks(torch.zeros(1, device=device))
 
 
+@functools.cache
+def _two_threads():
+    """They live as long as the program: starting them at each step would cost a twentieth of it."""
+    return ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,))
+
+
 @contextmanager
 def cores(device, most):
     """Yields (n, map): in how many shares a process takes its batch, at most `most`, and a `map` for all at once.
@@ -73,8 +80,7 @@ def cores(device, most):
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-4)  # s: how long a thread may keep the other from going on in Python; 5e-3 costs a tenth
     try:
-        with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield 2, pool.map
+        yield 2, _two_threads().map
     finally:
         sys.setswitchinterval(before)
         torch.set_num_threads(2)

@@ -7,6 +7,9 @@ import json
 import sys
 from pathlib import Path
 
+from minicnet.checkpoints import write_atomically
+
+README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- results: made by python -m minicnet.report -->", "<!-- end of results -->"
 TITLES = {  # how well images follow their condition: the names of the measures, in words
     "edge_f1": "edge-F1 within one pixel", "edge_f1_strict": "edge-F1, strict", "mask_iou": "mask IoU",
@@ -57,10 +60,19 @@ def replace_section(text, begin, end, section):
     return f"{before}{begin}\n{section}\n{end}{after}"
 
 
+def update_readme(readme, begin, end, section):
+    """Puts a section between two marks of a README. Raises ValueError if it lacks them."""
+    write_atomically(readme, replace_section(readme.read_text(encoding="utf-8"), begin, end, section).encode())
+
+
 def main(paths):
-    readme = Path(__file__).parent.parent / "README.md"
-    tables = "\n\n".join(table(json.loads(Path(path).read_text())) for path in paths)
-    readme.write_text(replace_section(readme.read_text(), BEGIN, END, tables))
+    tables = []
+    for path in paths:
+        try:
+            tables.append(table(json.loads(Path(path).read_text())))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            sys.exit(f"error: {path} is not the metrics.json of a finished run: {type(error).__name__}: {error}")
+    update_readme(README, BEGIN, END, "\n\n".join(tables))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -13,15 +14,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.image import imread
+from tqdm.auto import tqdm
 
 from minicnet.checkpoints import CheckpointError, load_base, load_control
 from minicnet.conditions import CONDITIONS
 from minicnet.diffusion import NoiseSchedule, guided, sample_ddim
 from minicnet.figures import samples_sheet, save_figure
+from minicnet.parallel import cores
 from minicnet.training import TrainingError, pick_device, whole_number
 
+CPU_CHUNK, GPU_CHUNK = 64, 1000  # images drawn at once: what stays in a core's cache, and what keeps a GPU busy
 
-@torch.no_grad()
+
 def generate(unet, schedule, label, x_T, controls=(), *, guidance=1.0, steps=20, progress=False):
     """Images (B, C, H, W) in [-1, 1] from noise x_T of that shape, of labels (B,), under any number of conditions.
 
@@ -29,8 +33,8 @@ def generate(unet, schedule, label, x_T, controls=(), *, guidance=1.0, steps=20,
     encoded once, not at every step. guidance: the w of `guided`, which strengthens the label; the conditions go into
     both of its branches.
     """
-    images = []
-    for chunk in torch.arange(len(x_T), device=x_T.device).split(250):  # so that memory does not grow with B
+    @torch.no_grad()
+    def draw_chunk(chunk):
         hints = [net.encode(condition[chunk]) for net, condition, _ in controls]
 
         def eps_model(x_t, t, label, *hints):
@@ -39,8 +43,13 @@ def generate(unet, schedule, label, x_T, controls=(), *, guidance=1.0, steps=20,
 
         null = torch.full_like(label[chunk], unet.null_label)
         eps_guided = guided(eps_model, (label[chunk], *hints), (null, *hints), guidance)
-        images.append(sample_ddim(eps_guided, schedule, x_T[chunk], steps, progress=progress))
-    return torch.cat(images)
+        return sample_ddim(eps_guided, schedule, x_T[chunk], steps)
+
+    size = CPU_CHUNK if x_T.device.type == "cpu" else GPU_CHUNK
+    with cores(x_T.device, len(x_T)) as (shares, spread):
+        chunks = torch.arange(len(x_T), device=x_T.device).tensor_split(shares * math.ceil(len(x_T) / shares / size))
+        drawn = spread(draw_chunk, chunks)
+        return torch.cat(list(tqdm(drawn, "drawing", len(chunks), disable=not progress, leave=False)))
 
 
 def read_picture(path):
@@ -105,6 +114,8 @@ def main(argv=None):
         draw(args)
     except (CheckpointError, TrainingError, ValueError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nstopped")
 
 
 def draw(args):

@@ -53,6 +53,14 @@ def whole_number(text):
     return number
 
 
+def positive(text):
+    """The value of a command-line flag such as --batch-size: 1 .. 10^9."""
+    number = whole_number(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("0 is too few")
+    return number
+
+
 def autocast(device):
     """bf16 autocast where the hardware has instructions for it; without them a CPU is slower at it than at float32."""
     if device.type == "cpu":
@@ -221,8 +229,7 @@ def train(net, eps_model, schedule, images, labels, *, steps, batch_size, learni
     unread = []  # losses still on the device: reading one makes the processor wait for a GPU
     bar = tqdm(total=steps, initial=step, desc=f"{about['kind']:8}", unit=" steps", dynamic_ncols=True,
                disable=rank > 0)
-    with (bar, deferred_interrupt() as interrupts, frozen_convolutions_forget(),
-          cores(images.device, batch_size // ranks) as (shares, spread)):
+    with bar, deferred_interrupt() as interrupts, frozen_convolutions_forget():
         if rank:
             interrupts = ()
         while step < steps:
@@ -230,7 +237,8 @@ def train(net, eps_model, schedule, images, labels, *, steps, batch_size, learni
                 group["lr"] = learning_rate_at(step, steps, learning_rate)
             batch = draw_batch(step, seed, images, labels, batch_size=batch_size, T=len(schedule),
                                drop_labels=drop_labels, null_label=null_label)
-            loss = training_step(step, net, average, optimizer, eps_model, schedule, batch, shares, spread)
+            with cores(images.device, batch_size // ranks) as (shares, spread):
+                loss = training_step(step, net, average, optimizer, eps_model, schedule, batch, shares, spread)
             step += 1
 
             unread.append(loss)

@@ -152,3 +152,29 @@ def test_a_device_that_is_not_there_ends_in_one_sentence(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="error: there is no device 'cuda' here"):
         benchmark.main(["--device", "cuda"])
+
+
+@pytest.mark.parametrize("flags", [["--steps", "0"], ["--batch-size", "-1"]])
+def test_flags_without_meaning_are_refused(flags):
+    with pytest.raises(SystemExit) as refused:
+        benchmark.main(flags)
+    assert refused.value.code == 2
+
+
+def test_ctrl_c_ends_without_a_traceback(monkeypatch):
+    def pressed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark, "measure", pressed)
+    with pytest.raises(SystemExit, match="stopped"):
+        benchmark.main([])
+
+
+def test_the_table_goes_into_the_readme(small, monkeypatch, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n{}\nold\n{}\nafter".format(*benchmark.MARKS))
+    monkeypatch.setattr(benchmark, "README", readme)
+    benchmark.main(["--steps", "1", "--device", "cpu", "--readme", "--out", str(tmp_path / "b.json")])
+    text = readme.read_text()
+    assert table(json.loads((tmp_path / "b.json").read_text())) in text and "old" not in text
+    assert text.startswith("before\n") and text.endswith("\nafter")

@@ -177,7 +177,7 @@ def test_the_table_of_another_condition_has_its_own_measure():
 @pytest.fixture
 def readme(monkeypatch, tmp_path):
     """A README to be rewritten, and two runs' metrics.json."""
-    monkeypatch.setattr(report, "__file__", str(tmp_path / "minicnet" / "report.py"))
+    monkeypatch.setattr(report, "README", tmp_path / "README.md")
     text = f"# é\n\ntext \n{report.BEGIN}\nold | numbers\n{report.END}\n\n  the end"
     (tmp_path / "README.md").write_text(text, "utf-8")
     for name in ("a", "b"):
@@ -195,10 +195,12 @@ def test_the_readme_is_rewritten_between_the_markers_and_nowhere_else(readme, tm
             f"# é\n\ntext \n{report.BEGIN}\n{first}\n\n{second}\n{report.END}\n\n  the end")
 
 
-@pytest.mark.parametrize("paths", [["nowhere.json"], ["a.json", "README.md"]])
-def test_a_run_that_cannot_be_read_leaves_the_readme_alone(readme, tmp_path, paths):
+@pytest.mark.parametrize("paths", [["nowhere.json"], ["a.json", "README.md"], ["stopped.json"], ["list.json"]])
+def test_a_run_that_cannot_be_read_ends_in_one_sentence_and_leaves_the_readme_alone(readme, tmp_path, paths):
+    (tmp_path / "stopped.json").write_text('{"seconds": {"base": 3.0}}')
+    (tmp_path / "list.json").write_text("[1]")
     before = readme.read_bytes()
-    with pytest.raises((OSError, ValueError)):
+    with pytest.raises(SystemExit, match=f"error: .*{paths[-1]} is not the metrics.json of a finished run"):
         report.main([str(tmp_path / path) for path in paths])
     assert readme.read_bytes() == before
 

@@ -9,6 +9,8 @@ import random
 
 import pytest
 import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 from minicnet.controlnet import ControlledBlock, ControlNet, freeze
 from minicnet.unet import ResBlock, SelfAttention, UNet
@@ -139,3 +141,27 @@ def test_for_controlled_blocks(randomised, device):
             assert torch.equal(controlled(x, strength * c, emb), block(x, emb))
         randomised(controlled.zero_out)
         assert not torch.equal(controlled(x, c, emb), block(x, emb))
+
+
+def test_in_distributed_data_parallel(randomised, tmp_path):
+    """With one process: what is wrapped must be the same, not what many of them exchange."""
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    try:
+        for seed in range(600, 605):
+            setting = Setting(seed, randomised)
+            setting.nets = [DistributedDataParallel(net) for net in setting.nets]
+            holds(setting, randomised)
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_when_traced_by_torch_compile(randomised):
+    """Base and control in one graph, whose operations then run as they are. (A backend that also fuses them, as the
+    default one does, rounds the graph with a control differently from that without: no fault of the control's.)"""
+    for seed in range(700, 703):
+        setting = Setting(seed, randomised)
+        plain = torch.compile(setting.plain, backend="aot_eager")()
+        controlled = torch.compile(setting.controlled, backend="aot_eager")
+        assert torch.equal(plain, setting.plain()) and torch.equal(controlled(), plain), setting
+        setting.wake(randomised)
+        assert not torch.equal(controlled(), plain), setting

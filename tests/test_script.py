@@ -4,8 +4,10 @@ import json
 import math
 import os
 import runpy
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import matplotlib.image
@@ -547,3 +549,78 @@ def test_missing_data_and_no_network_end_in_one_line(tmp_path):
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("error: could not download train-images") and done.stderr.count("\n") == 1
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+SMALL = f"""
+import runpy, sys, torch
+import minicnet.data, minicnet.sample, minicnet.unet
+from minicnet.unet import UNet
+from minicnet.sample import generate
+
+images = torch.rand(5040, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
+minicnet.data.load_dataset = lambda *args: (images, torch.arange(5040) % 10)
+minicnet.unet.UNet = lambda in_channels: UNet(in_channels, channels=8, multipliers=(1,), patch=4)
+minicnet.sample.generate = lambda *args, **settings: generate(*args, **{{**settings, "steps": 2}})
+runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
+"""
+
+
+@pytest.fixture
+def small_program(tmp_path):
+    """small_program(threads, *flags, launcher=()): starts the file itself, with data and a network of a toy's size."""
+    (tmp_path / "small.py").write_text(SMALL)
+    started = []
+
+    def start(threads, *flags, launcher=()):
+        command = [sys.executable, *launcher, str(tmp_path / "small.py"), "--quick", "--dataset", "drawn", "--device",
+                   "cpu", *map(str, flags)]
+        environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent), "OMP_NUM_THREADS": str(threads),
+                       "PYTHONUNBUFFERED": "1"}
+        started.append(subprocess.Popen(command, cwd=tmp_path, env=environment, text=True,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        return started[-1]
+
+    yield start
+    for program in started:
+        program.kill()
+
+
+def test_two_processes_of_torchrun_make_one_run(small_program, tmp_path):
+    flags = ["--base-steps", 4, "--control-steps", 3]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    together = small_program(1, *flags, "--out", tmp_path / "together", launcher=launcher)
+    printed, errors = together.communicate(timeout=300)
+    assert together.returncode == 0, errors
+    assert printed.count("measuring on 64 test images") == 1  # only the first speaks
+    alone = small_program(1, *flags, "--out", tmp_path / "alone")
+    assert alone.wait(timeout=300) == 0
+    for kind, steps in (("base", 4), ("control", 3)):
+        one, two = (load_checkpoint(tmp_path / name / f"{kind}.pt", {"kind": kind}) for name in ("alone", "together"))
+        assert one["step"] == two["step"] == steps
+        losses, shared = ([row["loss"] for row in run["history"][1:]] for run in (one, two))
+        assert shared == pytest.approx(losses, rel=1e-3)
+    assert sorted(path.name for path in (tmp_path / "together").iterdir()) == sorted(script.FILES)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is no SIGINT here")
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_once_or_twice_leaves_a_run_that_goes_on(small_program, tmp_path, presses):
+    flags = ["--base-steps", 100_000, "--out", tmp_path / "run"]
+    program, deadline = small_program(2, *flags), time.monotonic() + 300
+    while not (tmp_path / "run" / "base.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1)  # some steps
+    for _ in range(presses):
+        program.send_signal(signal.SIGINT)
+    _, errors = program.communicate(timeout=300)
+    assert program.returncode == 1 and "Traceback" not in errors
+    assert errors.splitlines()[-1] == f"stopped: the same command with --resume goes on with {tmp_path / 'run'}"
+    checkpoint = load_checkpoint(tmp_path / "run" / "base.pt", {"kind": "base"})
+    assert "training" in checkpoint
+    resumed = small_program(2, *flags, "--resume")
+    assert resumed.stdout.readline().startswith("drawn: ")  # the folder is taken up again
+    time.sleep(1)
+    resumed.send_signal(signal.SIGINT)
+    _, errors = resumed.communicate(timeout=300)
+    assert errors.splitlines()[-1].startswith("stopped: ")
+    assert load_checkpoint(tmp_path / "run" / "base.pt", {"kind": "base"})["step"] >= checkpoint["step"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from minicnet.checkpoints import write_atomically
 from minicnet.experiments.lab import main
-from minicnet.report import replace_section
+from minicnet.report import update_readme
 
 NAMES = ("zero_convolution", "sudden_convergence", "cost", "data_size", "forgetting", "many_conditions", "transfer",
          "guidance")
@@ -37,8 +37,7 @@ def publish(results, out, root):
     for result in results:
         shutil.copy(out / result["name"] / "figure.png", folder / f"{result['name']}.png")
         shutil.copy(out / result["name"] / "result.json", folder / f"{result['name']}.json")
-    readme = root / "README.md"
-    write_atomically(readme, replace_section(readme.read_text(), *MARKS, table(results)).encode())
+    update_readme(root / "README.md", *MARKS, table(results))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,143 @@
+"""Mutation testing: breaks the core's files in every small way there is, one at a time, and counts what tests notice.
+
+    python tests/mutation.py                        # all, about an hour on two cores
+    python tests/mutation.py minicnet/unet.py       # one file
+
+Operators, numbers, conditions, arguments and statements are changed in turn, and the file's own tests run on a copy
+until one fails. A change that none of them notices is printed: a test is missing, or the change makes no difference.
+"""
+
+import ast
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch  # loaded here, once: the processes that test a mutant are forks of this one
+
+ROOT = Path(__file__).parents[1]
+TESTS = {  # the fastest first
+    "minicnet/diffusion.py": ["test_diffusion.py"],
+    "minicnet/unet.py": ["test_unet.py", "test_controlnet.py"],
+    "minicnet/controlnet.py": ["test_controlnet.py", "test_identity.py"],
+    "minicnet/conditions.py": ["test_conditions.py"]}
+PATIENCE = 300  # s: a mutant that takes longer runs for ever, which is noticed, too
+OTHER = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.Mult, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And}
+MODULES = {"torch", "F", "nn", "math", "copy", "super"}  # `F.silu(x)` becomes `x`, while `x.sqrt()` becomes `x`
+
+
+def variants(node):
+    """The nodes that may stand in the place of one: each a small mistake."""
+
+    def but(**changes):
+        return type(node)(**{**{name: getattr(node, name) for name in node._fields}, **changes})
+
+    if isinstance(node, (ast.BinOp, ast.AugAssign, ast.BoolOp)) and type(node.op) in OTHER:
+        yield but(op=OTHER[type(node.op)]())
+    if isinstance(node, ast.BoolOp):
+        for value in node.values:
+            yield but(values=[other for other in node.values if other is not value])
+    if isinstance(node, ast.Compare):
+        for i, op in enumerate(node.ops):
+            yield but(ops=[*node.ops[:i], OTHER[type(op)](), *node.ops[i + 1:]])
+    if isinstance(node, ast.UnaryOp):
+        yield node.operand
+    if isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        yield but(value=not node.value)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, int):
+        yield but(value=node.value + 1)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, float):
+        yield but(value=2 * node.value if node.value else 1.0)
+    if isinstance(node, (ast.If, ast.IfExp)):
+        yield from (but(test=ast.Constant(value)) for value in (True, False))
+    if isinstance(node, (ast.Raise, ast.AugAssign)) or isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        yield ast.Pass()
+    if isinstance(node, ast.FunctionDef):
+        for decorator in node.decorator_list:
+            yield but(decorator_list=[other for other in node.decorator_list if other is not decorator])
+    if isinstance(node, ast.Call):
+        for keyword in node.keywords:
+            yield but(keywords=[other for other in node.keywords if other is not keyword])
+        of_module = isinstance(node.func, ast.Attribute) and getattr(node.func.value, "id", "") in MODULES
+        if isinstance(node.func, ast.Attribute) and not of_module:
+            yield node.func.value
+        elif len(node.args) == 1:
+            yield node.args[0]
+
+
+def mutants(source):
+    """All (line, before, after, whole source) that differ from `source` in one place."""
+    tree = ast.parse(source)
+    places = [(node, name, i, child) for node in ast.walk(tree) for name, value in ast.iter_fields(node)
+              for i, child in (enumerate(value) if isinstance(value, list) else [(None, value)])
+              if isinstance(child, ast.AST)]
+    silent = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.Raise) for inner in ast.walk(node)} - {
+        id(node) for node in ast.walk(tree) if isinstance(node, ast.Raise)}  # what an error says is not tested
+
+    for node, name, i, child in places:
+        for variant in variants(child) if id(child) not in silent else ():
+            put(node, name, i, variant)
+            text = ast.unparse(ast.fix_missing_locations(tree))
+            put(node, name, i, child)
+            line = getattr(child, "lineno", None) or node.lineno
+            yield line, first_line(child), first_line(variant), text
+
+
+def put(node, name, i, child):
+    if i is None:
+        setattr(node, name, child)
+    else:
+        getattr(node, name)[i] = child
+
+
+def first_line(node):
+    return ast.unparse(ast.fix_missing_locations(node)).splitlines()[0]
+
+
+def survives(file, text):
+    """Forks a process that tests a copy of the project with `text` in the place of `file`. Returns its number."""
+    child = os.fork()
+    if child:
+        return child
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("minicnet", "tests"):
+            shutil.copytree(ROOT / name, Path(folder) / name, ignore=shutil.ignore_patterns("weights", "__pycache__"))
+        (Path(folder) / file).write_text(text)
+        os.chdir(folder)
+        sys.path.insert(0, folder)
+        torch.set_num_threads(1)
+        signal.alarm(PATIENCE)
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in TESTS[file])])
+    os._exit(code)
+
+
+def main(files):
+    for file in files:
+        source = (ROOT / file).read_text()
+        if os.waitstatus_to_exitcode(os.waitpid(survives(file, source), 0)[1]):
+            sys.exit(f"error: {file} does not pass its tests as it is")
+        waiting, running, survivors, count = list(mutants(source)), {}, [], 0
+        while waiting or running:
+            while waiting and len(running) < os.cpu_count():
+                line, before, after, text = waiting.pop(0)
+                running[survives(file, text)] = line, before, after
+            child, status = os.wait()
+            mutant = running.pop(child)
+            count += 1
+            if not status:
+                survivors.append(mutant)
+                print("{}:{}: {}   ->   {}".format(file, *mutant), flush=True)
+        print(f"{file}: {count - len(survivors)} of {count} noticed, {1 - len(survivors) / count:.1%}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or list(TESTS))
