@@ -101,6 +101,11 @@ def test_any_list_of_betas_makes_a_schedule():
     assert schedule.alpha_bar.tolist() == pytest.approx([0.9, 0.45, 0.36])
 
 
+def test_a_list_of_betas_is_computed_in_float64():
+    schedule = NoiseSchedule([0.0123] * 1000)
+    assert schedule.alpha_bar[-1].item() == pytest.approx((1 - 0.0123) ** 1000, rel=2e-7)
+
+
 @pytest.mark.parametrize("beta", [[], 0.1, [[0.1, 0.2]], [0.1, 0.0], [1.0, 0.1], [-0.1], [0.1, math.nan], [math.inf]])
 def test_bad_betas_are_refused(beta):
     with pytest.raises(ValueError, match="strictly between 0 and 1"):
@@ -164,6 +169,12 @@ def test_predict_x0_inverts_add_noise(schedule, dtype, tolerance):
 def test_bad_timesteps_are_refused(method, t, message):
     with pytest.raises(ValueError, match=message):
         getattr(LINEAR, method)(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4), t)
+
+
+@pytest.mark.parametrize("method", ["add_noise", "predict_x0"])
+def test_no_images_make_no_noisy_images(method):
+    schedule, none = NoiseSchedule.linear(), torch.zeros(0, 1, 4, 4)
+    assert getattr(schedule, method)(none, none, torch.zeros(0).long()).shape == none.shape
 
 
 @pytest.mark.parametrize("method", ["add_noise", "predict_x0"])
@@ -472,6 +483,19 @@ def test_samplers_keep_no_graph_and_leave_x_T_alone(sampler):
     result, seen = trace(sampler, lambda x_t, t: weight * x_t, LINEAR, x_T)
     assert not result.requires_grad and not any(x.requires_grad for _, x_t, x_0 in seen for x in (x_t, x_0))
     assert torch.equal(x_T, noise(2, 2)) and torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("sampler", [sample_ddpm, ddim_any(5, 0.0), ddim_any(5, 1.0)])
+def test_samplers_stay_on_the_device_of_x_T(sampler):
+    """On "meta", where tensors have no values, any mixture of devices is refused."""
+    schedule, x_T = NoiseSchedule.linear(10).to("meta"), torch.zeros(2, 1, 4, 4, device="meta")
+
+    def eps_model(x_t, t):
+        assert x_t.device.type == t.device.type == "meta"
+        return x_t
+
+    for generator in (None, torch.Generator()):  # one of the CPU gives noise to every device
+        assert sampler(eps_model, schedule, x_T, generator=generator).device.type == "meta"
 
 
 @pytest.mark.parametrize("sampler", [sample_ddpm, ddim_any(5, 0.0)], ids=["DDPM", "DDIM"])

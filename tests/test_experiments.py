@@ -147,7 +147,7 @@ def test_a_tiny_run_leaves_a_result_and_a_figure_and_runs_again_at_once(tiny, na
     written = json.loads((tiny / name / "result.json").read_text())
     assert written == json.loads(json.dumps(result)) and written["verdict"] in (
         "reproduced", "mixed", "not reproduced")
-    assert {"name", "claim", "why", "dataset", "seeds", "steps", "device", "torch", "date", "seconds"} <= set(written)
+    assert {"name", "claim", "why", "dataset", "seeds", "device", "torch", "date", "seconds"} <= set(written)
     for row in written["rows"].values():
         for value in row.values():
             assert all(map(math.isfinite, value if isinstance(value, list) else [value]))

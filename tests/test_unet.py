@@ -185,6 +185,13 @@ def test_the_decoder_takes_each_skip_once_the_last_one_first(randomised, multipl
     torch.testing.assert_close(unet.decoder(skips, middle, emb), eps, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("change", [lambda skips: skips[1:], lambda skips: [skips[0], *skips]])
+def test_the_decoder_refuses_another_number_of_skips(unet, change):
+    skips, middle, emb = unet.encoder(*inputs())
+    with pytest.raises(ValueError):
+        unet.decoder(change(skips), middle, emb)
+
+
 def test_the_decoder_listens_to_every_skip_and_to_the_middle(unet):
     skips, middle, emb = unet.encoder(*inputs())
     eps = unet.decoder(skips, middle, emb)
@@ -280,6 +287,12 @@ def test_training_mode_changes_nothing(unet):
     assert not list(unet.buffers())
 
 
+def test_the_default_unet_is_the_one_that_all_weights_are_for():
+    unet = UNet()
+    assert unet.settings == dict(in_channels=1, num_labels=10, channels=32, multipliers=[1, 2], blocks=1, patch=2)
+    assert sum(p.numel() for p in unet.parameters()) == 675_845
+
+
 def test_settings_and_weights_make_the_same_unet_again(randomised):
     unet = randomised(UNet(3, 5, channels=8, multipliers=(1, 3), blocks=2, patch=1))
     again = UNet(**unet.settings)
@@ -289,7 +302,8 @@ def test_settings_and_weights_make_the_same_unet_again(randomised):
     assert torch.equal(unet(x_t, t, label), again(x_t, t, label))
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 8, 10), (2, 1, 6, 8), (2, 3, 8, 8), (1, 8, 8), (2, 1, 1, 8, 8)])
+@pytest.mark.parametrize("shape", [(2, 1, 8, 10), (2, 1, 6, 8), (2, 3, 8, 8), (1, 8, 8), (2, 1, 8), (2, 1, 1, 8, 8),
+                                   (2, 1, 8, 8, 8)])
 def test_images_that_do_not_fit_are_refused(unet, shape):
     with pytest.raises(ValueError, match=r"x_t must be \(B, 1, H, W\), H and W multiples of 4, but is"):
         unet(torch.zeros(shape), torch.zeros(shape[0]).long(), torch.zeros(shape[0]).long())
@@ -306,6 +320,17 @@ def test_timesteps_and_labels_that_do_not_fit_are_refused(unet, t, label):
 def test_labels_out_of_range_or_not_whole_are_refused(unet, label):
     with pytest.raises(ValueError):
         unet(torch.zeros(2, 1, 8, 8), torch.tensor([1, 2]), torch.tensor(label))
+
+
+def test_no_images_pass_the_check(unet):
+    none = torch.zeros(0).long()
+    unet.encoder.check(torch.zeros(0, 1, 8, 8), none, none)
+
+
+@pytest.mark.parametrize("patch", [0, 3, 8])
+def test_other_patches_are_refused(patch):
+    with pytest.raises(ValueError, match=f"patch must be 1, 2 or 4, not {patch}"):
+        UNet(patch=patch)
 
 
 def test_a_unet_computes_in_float64_if_asked(unet):

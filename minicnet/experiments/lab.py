@@ -187,7 +187,7 @@ def experiment(name, out, quick, device):
     word, why = module.verdict(lab.rows)
     result = {
         "name": name, "claim": module.CLAIM, "verdict": word, "why": why, "dataset": lab.dataset,
-        "seeds": lab.seeds, "steps": lab.steps, "images": lab.images, "device": str(device), "torch": torch.__version__,
+        "seeds": lab.seeds, "images": lab.images, "device": str(device), "torch": torch.__version__,
         "date": datetime.date.today().isoformat(), "seconds": round(sum(row["seconds"] for row in lab.rows.values())),
         "rows": lab.rows}
     write_json(out / name / "result.json", result)
