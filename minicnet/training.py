@@ -37,6 +37,8 @@ def pick_device(name):
         name = next(device for device, present in available.items() if present)
     if not available.get(name):
         raise TrainingError(f"there is no device {name!r} here that torch can use: try --device auto or --device cpu")
+    if name == "mps" and "LOCAL_RANK" in os.environ:
+        raise TrainingError("processes of torchrun cannot exchange gradients from device mps: try --device cpu")
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         number, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if number >= gpus:

@@ -383,6 +383,11 @@ def test_each_image_may_have_a_strength_of_its_own(turn):
         assert_same(Control([x[b] for x in scaled.skips], scaled.middle[b]), [strength * x[b] for x in tensors(a)])
 
 
+def test_controls_are_told_apart_by_identity_not_by_value(trained):
+    a, b = (trained(*inputs(), edges()) for _ in range(2))
+    assert a == a and a != b and len({a, b}) == 2
+
+
 def test_controls_of_different_bases_do_not_add():
     a = some_control(0)
     with pytest.raises(ValueError):

@@ -166,7 +166,8 @@ def test_a_run_killed_again_and_again_while_it_writes_still_comes_to_its_end(tmp
 # Full disks
 
 
-def test_a_run_that_fills_a_disk_keeps_its_last_checkpoint_and_goes_on_elsewhere(tmp_path, undisturbed, monkeypatch):
+def test_a_run_that_fills_a_disk_keeps_its_last_checkpoint_and_goes_on_elsewhere(tmp_path, undisturbed, monkeypatch,
+                                                                                one_core):
     """The limit on the size of a file is met by the first checkpoint that holds an optimizer's state."""
     def refuse(descriptor):
         if sizes and os.fstat(descriptor).st_size > sizes[0]:

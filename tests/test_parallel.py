@@ -156,6 +156,14 @@ def test_each_process_gets_a_gpu_of_its_own_if_there_are_enough(monkeypatch):
         pick_device("cuda")
 
 
+def test_processes_that_cannot_exchange_gradients_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device("mps") == torch.device("mps")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(TrainingError, match="from device mps: try --device cpu"):
+        pick_device("mps")
+
+
 def start(folder, what, *launcher):
     """This very file as a program, alone in its environment, in `folder`."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}

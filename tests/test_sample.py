@@ -20,6 +20,7 @@ from minicnet.unet import UNet
 
 SCHEDULE = NoiseSchedule.cosine(1000)
 SIZE = 16
+pytestmark = pytest.mark.usefixtures("one_core")
 
 
 @pytest.fixture
@@ -98,6 +99,18 @@ def test_many_images_are_drawn_in_parts_and_each_as_if_alone(unet, nets):
     for part in (slice(0, 3), slice(248, 252), slice(498, 502), slice(517, 520)):
         alone = generate(unet, SCHEDULE, label[part], x_T[part], [(nets[0], edges[part], 1)], steps=2)
         torch.testing.assert_close(together[part], alone, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 9])
+def test_two_cores_draw_parts_at_the_same_time_and_keep_their_order(unet, nets, monkeypatch, count):
+    label, x_T, edges, _ = inputs(B=count)
+    alone = generate(unet, SCHEDULE, label, x_T, [(nets[0], edges, 1)], guidance=2, steps=3)
+    torch.set_num_threads(2)
+    monkeypatch.setattr(sample, "CPU_CHUNK", 2)
+    sizes = record_batches(unet)
+    together = generate(unet, SCHEDULE, label, x_T, [(nets[0], edges, 1)], guidance=2, steps=3)
+    assert max(sizes) <= 2 * 2 and sum(sizes) == 2 * 3 * count and not together.requires_grad
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
 
 
 def record_batches(net):
@@ -500,3 +513,12 @@ def test_it_runs_as_a_program(monkeypatch, capsys):
         runpy.run_path(sample.__file__, run_name="__main__")
     assert stop.value.code == 0
     assert "--condition" in capsys.readouterr().out
+
+
+def test_ctrl_c_ends_without_a_traceback(run, monkeypatch):
+    def pressed(*args, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sample, "generate", pressed)
+    with pytest.raises(SystemExit, match="stopped"):
+        sample.main(arguments(run))

@@ -30,6 +30,7 @@ SCHEDULE = NoiseSchedule.cosine(T)
 NULL = 10
 IMAGES = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
 LABELS = torch.arange(40) % 10
+pytestmark = pytest.mark.usefixtures("one_core")
 
 
 def tiny_net(scale=0.5):
@@ -74,15 +75,6 @@ def at_call(number, action, function=ignore_label):
 
     wrapped.calls = calls
     return wrapped
-
-
-@pytest.fixture(autouse=True)
-def one_core():
-    """One call of eps_model for each step: two cores would share a batch (test_parallel.py)."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
