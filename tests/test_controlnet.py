@@ -286,6 +286,7 @@ def test_the_condition_encoder_brings_a_condition_to_the_first_feature_map(rando
     base = UNet(channels=8, patch=patch, multipliers=(1,))
     net, condition = randomised(ControlNet(base, C), std=0.3), edges(2, C, 8, 16)
     first, second, third, last = (layer for layer in net.condition_encoder if isinstance(layer, nn.Conv2d))
+    assert [layer.out_channels for layer in (first, second, third, last)] == [16, 32, 8, 8]
     h = condition
     for layer, stride in zip((first, second, third), strides):
         h = F.silu(conv(h, layer, stride))
