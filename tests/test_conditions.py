@@ -3,6 +3,7 @@
 The other conditions, from "What every condition keeps to" on, against shapes whose maps are known and plain loops.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -133,6 +134,29 @@ def test_the_border_is_no_edge():
 
 
 # Thresholds
+
+
+def test_a_slope_must_exceed_the_thresholds():
+    """Above, a step as steep as can be, 1/2 per pixel; below, far from its end, one of 1/4."""
+    image = torch.full((1, 1, 12, 8), -1.0)
+    image[..., :6, 4:], image[..., 6:, 4:] = 1, 0
+    for low, high, above, below in ((0.1, 0.5, False, False), (0.1, 0.49, True, True), (0.25, 0.49, True, False)):
+        edges = canny(image, low=low, high=high, sigma=0)[0, 0].any(1)
+        assert (edges[2].item(), edges[10].item()) == (above, below)
+
+
+def test_two_channels_speak_through_their_steepest_too():
+    image = torch.zeros(1, 2, 8, 8)
+    image[:, 1, :, 4:] = 1
+    assert torch.equal(canny(image), canny(image[:, 1:])) and canny(image).any()
+
+
+@pytest.mark.parametrize("sigma, radius", [(0.5, 2), (0.8, 3), (1, 3), (1.4, 5)])
+def test_a_blur_ends_at_three_sigma(sigma, radius):
+    x = torch.zeros(1, 1, 21, 21)
+    x[..., 10, 10] = 1
+    reached = (gaussian_blur(x, sigma) > 0)[0, 0]
+    assert reached.any(0).sum() == reached.any(1).sum() == 2 * radius + 1
 
 
 def test_thresholds_are_brightness_per_pixel():
@@ -644,6 +668,27 @@ def test_where_all_is_foreground_the_relief_is_flat():
 
 
 # Scribble
+
+
+def test_a_scribble_by_hand_up_to_the_rim():
+    """Pixel by pixel, on noise, which has edges everywhere, and on an image without any."""
+    images = torch.rand(3, 1, 9, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    images[2] = 0
+    for image, found in zip(images, scribble(images)):
+        edges = canny(image[None])[0, 0]
+        (H, W), places = edges.shape, edges.nonzero().tolist()
+        phase = 3 * sum(y + x for y, x in places) / max(1, len(places))
+
+        def wave(place, period, phase=phase):
+            return math.sin(2 * math.pi * place / period + phase)
+
+        for y, x in itertools.product(range(H), range(W)):
+            from_y = min(max(round(y + wave(x, 29)), 0), H - 1)
+            from_x = min(max(round(x + wave(y, 31)), 0), W - 1)
+            thick = edges[from_y : from_y + 2, from_x : from_x + 2].max()
+            broken = wave(x + y, 9) * wave(x - y, 13) > 0.6
+            assert found[0, y, x] == (0 if broken else thick), (y, x)
+    assert canny(images).flatten(1).any(1).tolist() == [True, True, False]
 
 
 def test_a_scribble_stays_within_two_pixels_of_the_edges_and_misses_few_of_them():
