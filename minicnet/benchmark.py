@@ -36,6 +36,7 @@ from minicnet.training import (
 from minicnet.unet import UNet
 
 MARKS = "<!-- benchmark: made by python -m minicnet.benchmark --readme -->", "<!-- end of benchmark -->"
+IMAGES = 64  # drawn at once
 PAPER = {"time": 1.34, "memory": 1.23}  # a control's training step over its base's (section 3.2)
 
 
@@ -156,7 +157,7 @@ def training_costs(unet, control_net, schedule, steps, batch_size, peak):
     return costs
 
 
-def sampling_costs(unet, control_nets, schedule, rounds, count=64):
+def sampling_costs(unet, control_nets, schedule, rounds, count=IMAGES):
     """Seconds per image of `generate`: {"guidance 1": [base, with one control, with two], "guidance 2": ...}."""
     device = schedule.beta.device
     x_T, condition = torch.randn(count, 1, 28, 28, device=device), torch.rand(count, 1, 28, 28, device=device)
@@ -198,7 +199,7 @@ def table(result):
         name, scale, paper = units.get(key, (f"  {key}, MB", 1e-6, ""))
         lines.append(f"{name:32}{base[key] * scale:9.4g}{control[key] * scale:9.4g}"
                      f"{control[key] / base[key]:7.2f}{paper:>7}")
-    lines += ["", "drawing, ms per image                base   with 1 control   with 2 controls"]
+    lines += ["", f"drawing {IMAGES:2} at once, ms per image     base   with 1 control   with 2 controls"]
     for name, (alone, one, two) in result["seconds_per_image"].items():
         lines.append(f"{name:32}{alone * 1e3:9.1f}" + "".join(f"{s * 1e3:11.1f} ({s / alone:.2f})" for s in (one, two)))
     return "\n".join(lines)
@@ -217,7 +218,7 @@ def main(argv=None):
         write_json(args.out, result)
         if args.readme:
             update_readme(README, *MARKS, f"```\n{table(result)}\n```")
-    except (TrainingError, CheckpointError) as error:
+    except (TrainingError, CheckpointError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\nstopped")

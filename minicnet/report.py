@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from minicnet.checkpoints import write_atomically
+from minicnet.checkpoints import CheckpointError, write_atomically
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- results: made by python -m minicnet.report -->", "<!-- end of results -->"
@@ -54,14 +54,16 @@ def table(metrics):
 
 
 def replace_section(text, begin, end, section):
-    """The text with what stands between two marks replaced. Raises ValueError if it lacks them."""
+    """The text with what stands between two marks replaced. Raises ValueError unless it has each of them once."""
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"the README must hold the lines {begin} and {end}, once each")
     before, rest = text.split(begin)
     _, after = rest.split(end)
     return f"{before}{begin}\n{section}\n{end}{after}"
 
 
 def update_readme(readme, begin, end, section):
-    """Puts a section between two marks of a README. Raises ValueError if it lacks them."""
+    """Puts a section between two marks of a README. Raises ValueError as above, CheckpointError if it cannot write."""
     write_atomically(readme, replace_section(readme.read_text(encoding="utf-8"), begin, end, section).encode())
 
 
@@ -72,7 +74,10 @@ def main(paths):
             tables.append(table(json.loads(Path(path).read_text())))
         except (OSError, ValueError, KeyError, TypeError) as error:
             sys.exit(f"error: {path} is not the metrics.json of a finished run: {type(error).__name__}: {error}")
-    update_readme(README, BEGIN, END, "\n\n".join(tables))
+    try:
+        update_readme(README, BEGIN, END, "\n\n".join(tables))
+    except (ValueError, CheckpointError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

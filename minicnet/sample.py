@@ -29,10 +29,13 @@ CPU_CHUNK, GPU_CHUNK = 64, 1000  # images drawn at once: what stays in a core's 
 def generate(unet, schedule, label, x_T, controls=(), *, guidance=1.0, steps=20, progress=False):
     """Images (B, C, H, W) in [-1, 1] from noise x_T of that shape, of labels (B,), under any number of conditions.
 
-    controls: triples (control_net, condition, scale). Their residuals are summed, each times its scale. Conditions are
-    encoded once, not at every step. guidance: the w of `guided`, which strengthens the label; the conditions go into
-    both of its branches.
+    controls: triples (control_net, condition, scale), scale a number. Their residuals are summed, each times its scale.
+    Conditions are encoded once, not at every step. guidance: the w of `guided`, which strengthens the label; the
+    conditions go into both of its branches. The images are drawn in parts, on two cores by two threads.
     """
+    size = CPU_CHUNK if x_T.device.type == "cpu" else GPU_CHUNK
+    bar = tqdm(total=len(x_T) * steps, desc="drawing", unit=" steps", disable=not progress, leave=False)
+
     @torch.no_grad()
     def draw_chunk(chunk):
         hints = [net.encode(condition[chunk]) for net, condition, _ in controls]
@@ -43,13 +46,11 @@ def generate(unet, schedule, label, x_T, controls=(), *, guidance=1.0, steps=20,
 
         null = torch.full_like(label[chunk], unet.null_label)
         eps_guided = guided(eps_model, (label[chunk], *hints), (null, *hints), guidance)
-        return sample_ddim(eps_guided, schedule, x_T[chunk], steps)
+        return sample_ddim(eps_guided, schedule, x_T[chunk], steps, hook=lambda *_: bar.update(len(chunk)))
 
-    size = CPU_CHUNK if x_T.device.type == "cpu" else GPU_CHUNK
-    with cores(x_T.device, len(x_T)) as (shares, spread):
-        chunks = torch.arange(len(x_T), device=x_T.device).tensor_split(shares * math.ceil(len(x_T) / shares / size))
-        drawn = spread(draw_chunk, chunks)
-        return torch.cat(list(tqdm(drawn, "drawing", len(chunks), disable=not progress, leave=False)))
+    with bar, cores(x_T.device, len(x_T)) as (shares, spread):
+        parts = shares * math.ceil(len(x_T) / shares / size)
+        return torch.cat(list(spread(draw_chunk, torch.arange(len(x_T), device=x_T.device).tensor_split(parts))))
 
 
 def read_picture(path):

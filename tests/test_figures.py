@@ -207,7 +207,7 @@ def test_a_run_that_cannot_be_read_ends_in_one_sentence_and_leaves_the_readme_al
 
 def test_a_readme_without_markers_is_left_alone(readme, tmp_path):
     readme.write_text("# é", "utf-8")
-    with pytest.raises(ValueError):
+    with pytest.raises(SystemExit, match="error: the README must hold the lines"):
         report.main([str(tmp_path / "a.json")])
     assert readme.read_text("utf-8") == "# é"
 

@@ -3,6 +3,7 @@
 import math
 import runpy
 import sys
+import threading
 
 import matplotlib.image
 import numpy as np
@@ -101,13 +102,14 @@ def test_many_images_are_drawn_in_parts_and_each_as_if_alone(unet, nets):
         torch.testing.assert_close(together[part], alone, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 9])
+@pytest.mark.parametrize("count", [2, 5, 9])
 def test_two_cores_draw_parts_at_the_same_time_and_keep_their_order(unet, nets, monkeypatch, count):
     label, x_T, edges, _ = inputs(B=count)
     alone = generate(unet, SCHEDULE, label, x_T, [(nets[0], edges, 1)], guidance=2, steps=3)
     torch.set_num_threads(2)
     monkeypatch.setattr(sample, "CPU_CHUNK", 2)
-    sizes = record_batches(unet)
+    met, sizes = threading.Barrier(2, timeout=30), record_batches(unet)
+    unet.register_forward_hook(lambda module, args, eps: torch.add(eps, 0 * met.wait()))
     together = generate(unet, SCHEDULE, label, x_T, [(nets[0], edges, 1)], guidance=2, steps=3)
     assert max(sizes) <= 2 * 2 and sum(sizes) == 2 * 3 * count and not together.requires_grad
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)

@@ -553,7 +553,9 @@ def test_missing_data_and_no_network_end_in_one_line(tmp_path):
 
 SMALL = f"""
 import runpy, sys, torch
-import minicnet.data, minicnet.sample, minicnet.unet
+from pathlib import Path
+import minicnet.data, minicnet.sample, minicnet.training, minicnet.unet
+from minicnet.training import draw_batch
 from minicnet.unet import UNet
 from minicnet.sample import generate
 
@@ -561,6 +563,15 @@ images = torch.rand(5040, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 minicnet.data.load_dataset = lambda *args: (images, torch.arange(5040) % 10)
 minicnet.unet.UNet = lambda in_channels: UNet(in_channels, channels=8, multipliers=(1,), patch=4)
 minicnet.sample.generate = lambda *args, **settings: generate(*args, **{{**settings, "steps": 2}})
+batches = []
+
+def counted(*args, **settings):
+    batches.append(None)
+    if len(batches) == 5:
+        Path("fifth batch").touch()
+    return draw_batch(*args, **settings)
+
+minicnet.training.draw_batch = counted
 runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
 """
 
@@ -604,23 +615,18 @@ def test_two_processes_of_torchrun_make_one_run(small_program, tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="there is no SIGINT here")
-def test_ctrl_c_even_twice_leaves_a_run_that_goes_on(small_program, tmp_path):
-    flags = ["--base-steps", 100_000, "--out", tmp_path / "run"]
-    program, deadline = small_program(2, *flags), time.monotonic() + 300
-    while not (tmp_path / "run" / "base.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(1)  # some steps
-    for _ in range(2):
+def test_ctrl_c_leaves_a_run_that_goes_on(small_program, tmp_path):
+    flags, steps, deadline = ["--base-steps", 100_000, "--out", tmp_path / "run"], [0], time.monotonic() + 300
+    for resume in ([], ["--resume"]):
+        program = small_program(2, *flags, *resume)
+        while not (tmp_path / "fifth batch").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
         program.send_signal(signal.SIGINT)
-    _, errors = program.communicate(timeout=300)
-    assert program.returncode == 1 and "Traceback" not in errors
-    assert errors.splitlines()[-1] == f"stopped: the same command with --resume goes on with {tmp_path / 'run'}"
-    checkpoint = load_checkpoint(tmp_path / "run" / "base.pt", {"kind": "base"})
-    assert "training" in checkpoint
-    resumed = small_program(2, *flags, "--resume")
-    assert resumed.stdout.readline().startswith("drawn: ")  # the folder is taken up again
-    time.sleep(1)
-    resumed.send_signal(signal.SIGINT)
-    _, errors = resumed.communicate(timeout=300)
-    assert errors.splitlines()[-1].startswith("stopped: ")
-    assert load_checkpoint(tmp_path / "run" / "base.pt", {"kind": "base"})["step"] >= checkpoint["step"]
+        _, errors = program.communicate(timeout=300)
+        assert program.returncode == 1 and "Traceback" not in errors
+        assert errors.splitlines()[-1] == f"stopped: the same command with --resume goes on with {tmp_path / 'run'}"
+        checkpoint = load_checkpoint(tmp_path / "run" / "base.pt", {"kind": "base"})
+        assert "training" in checkpoint
+        steps.append(checkpoint["step"])
+        (tmp_path / "fifth batch").unlink()
+    assert steps[1] >= 5 and steps[2] >= steps[1] + 5
