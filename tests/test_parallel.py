@@ -57,11 +57,8 @@ def fit(kind, folder, evaluate=lambda net: {"heldout_loss": 0.0}, **changes):
 
 
 @pytest.fixture
-def two_cores():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+def two_cores(one_core):
+    torch.set_num_threads(2)  # which one_core takes back
 
 
 # Two cores
