@@ -12,202 +12,207 @@ The run folder, --out, ends up with base.pt and control.pt to play with (python 
 samples.png and learning.png.
 """
 
-import argparse
 import datetime
-import functools
-import os
-import sys
+import itertools
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
-from minicnet.checkpoints import CheckpointError, fingerprint, load_base, open_run, save_checkpoint, write_json
+from minicnet import cli
+from minicnet.checkpoints import CheckpointError, fingerprint, load_base, save_checkpoint, schedule_of, write_json
 from minicnet.conditions import CONDITIONS
-from minicnet.controlnet import ControlNet, freeze
-from minicnet.data import DATASETS, DataError, choose_dataset, load_dataset
+from minicnet.controlnet import ControlNet, controlled, freeze
+from minicnet.data import DATASETS, DataError, captions, choose_dataset, load_dataset
+from minicnet.devices import join_processes, pick_device
 from minicnet.diffusion import NoiseSchedule
-from minicnet.evaluation import MEASURES, edge_f1, frechet_distance, heldout_loss, label_accuracy, train_classifier
+from minicnet.evaluation import MEASURES, edge_f1, frechet_distance, heldout_loss, prompt_accuracy, train_classifier
 from minicnet.figures import learning_curves, samples_sheet, save_figure
-from minicnet.parallel import first_goes_first, process_group
 from minicnet.report import TITLES, table
-from minicnet.sample import generate
-from minicnet.training import TrainingError, pick_device, positive, train, whole_number
+from minicnet.runs import open_run
+from minicnet.sampling import generate, seeded_noise
+from minicnet.training import fit
 from minicnet.unet import UNet
+from minicnet.words import VOCABULARY, tokenize, training_prompts
 
-FULL = dict(base_steps=2600, control_steps=400, batch_size=16, classifier_steps=400, measure=400)
-QUICK = dict(base_steps=60, control_steps=40, batch_size=16, classifier_steps=100, measure=64)
-CIFAR10 = dict(base_steps=20_000, control_steps=4000, batch_size=128, classifier_steps=4000, measure=500)  # for a GPU
-MODELS = {"cifar10": dict(channels=96, multipliers=(1, 2, 2), blocks=2)}  # for the others UNet's own settings do
+FULL = dict(base_steps=1300, control_steps=350, batch_size=32, classifier_steps=400, measured=400)
+QUICK = dict(base_steps=30, control_steps=20, batch_size=32, classifier_steps=100, measured=64)
+CIFAR10 = dict(base_steps=20_000, control_steps=4000, batch_size=128, classifier_steps=4000, measured=500)
+MODELS = {"cifar10": dict(channels=64, multipliers=(1, 2, 2))}  # for the others UNet's own settings do
 FILES = ("base.pt", "control.pt", "metrics.json", "samples.png", "learning.png")
-GUIDANCE = 2.0  # for all images that are measured or shown
 VALIDATION = 5000  # training images kept back, to look at while training; the test set is for the end alone
 
 
 def main(args):
-    device = pick_device(args.device)
-    with process_group(device):
-        run(args, device)
-
-
-def run(args, device):
     start = time.perf_counter()
-
-    # 1. Data.
-    with first_goes_first(device) as first:  # one process is the first and only one, unless torchrun started several
-        dataset = choose_dataset(args.dataset, args.data_dir)
-        images, labels = (x.to(device) for x in load_dataset(dataset, "train", args.data_dir))
-        test_images, test_labels = (x[: args.measure].to(device) for x in load_dataset(dataset, "test", args.data_dir))
-        if len(images) <= VALIDATION:
-            raise DataError(f"{dataset} in {args.data_dir} has only {len(images)} images: more than {VALIDATION} are "
-                            "needed")
-        if args.base:
-            unet, reused = load_base(args.base, image_shape=list(images.shape[1:]))
-            if "training" in reused:
-                raise CheckpointError(f"the training of {args.base} was stopped: --resume its run first")
-            if args.resume and fingerprint(load_base(args.out / "base.pt")[0]) != fingerprint(unet):
-                raise CheckpointError(f"{args.out} holds another base than {args.base}: choose another --out")
-            unet = unet.to(device)
-        previous = open_run(args.out, FILES, args.resume) if first else {}
-    # 64 of those kept back are looked at; the rest only keeps the usual split of MNIST, 55,000 to 5,000.
-    images, val_images = images[:-VALIDATION], images[-VALIDATION:][:64]
-    labels, val_labels = labels[:-VALIDATION], labels[-VALIDATION:][:64]
-    if dataset == "cifar10":  # what is seen in a mirror is of the same kind, which is not true of digits
-        images, labels = torch.cat([images, images.flip(3)]), torch.cat([labels, labels])
-    schedule = NoiseSchedule.cosine(1000).to(device)
+    device = pick_device(args.device)
+    with join_processes(device) as first:  # of those that torchrun started; only the first writes
+        data = load(args, device)
+        if first:
+            open_run(args.out, FILES, args.resume)
     loading = time.perf_counter() - start
-    print(f"{dataset}: {len(images)} images to train on, {device}")
+    base = train_base(args, data, first)
+    control = train_control(args, data, base)
+    if first:
+        start = time.perf_counter()
+        metrics = measure(args, data, base, control)
+        total = loading + base.seconds + control.seconds + time.perf_counter() - start
+        metrics["seconds"] = {"base": base.seconds, "control": control.seconds, "total": total}
+        write_json(args.out / "metrics.json", metrics)
+        draw(args, data, base, control, metrics)
+        print(f"\n{table(metrics)}\n\nin {args.out}: {', '.join(FILES)}")
 
-    # 2. The base learns to draw what a label names: eps_theta(x_t, t, label).
-    def base_eps(unet, x_0, label):
-        return lambda x_t, t: unet(x_t, t, label)
 
-    def look_at_base(unet):
-        return {"heldout_loss": heldout_loss(base_eps(unet, val_images, val_labels), schedule, val_images)}
+def load(args, device):
+    """Images and prompts to train on, validation images to look at meanwhile, test images for the end alone."""
+    dataset = choose_dataset(args.dataset, args.data_dir)
+    images, labels = (x.to(device) for x in load_dataset(dataset, "train", args.data_dir))
+    if len(images) <= VALIDATION:
+        raise DataError(f"{dataset} in {args.data_dir} has only {len(images)} images: more than {VALIDATION} are "
+                        "needed")
+    prompts = training_prompts(captions(dataset, "train", args.data_dir)).to(device)
+    test_images = load_dataset(dataset, "test", args.data_dir)[0][: args.measured].to(device)
+    test_captions = captions(dataset, "test", args.data_dir)[: args.measured]
+    print(f"{dataset}: {len(images) - VALIDATION} images to train on, {device}")
+    data = SimpleNamespace(
+        dataset=dataset, images=images[:-VALIDATION], labels=labels[:-VALIDATION], prompts=prompts[:-VALIDATION],
+        val_images=images[-VALIDATION:], val_prompts=prompts[-VALIDATION:, 0], test_images=test_images,
+        test_captions=test_captions, test_prompts=tokenize(test_captions).to(device))
+    if dataset == "cifar10":  # what is seen in a mirror is of the same kind, which is not true of digits
+        data.images = torch.cat([data.images, data.images.flip(3)])
+        data.labels, data.prompts = data.labels.repeat(2), data.prompts.repeat(2, 1, 1)
+    return data
+
+
+def train_base(args, data, first):
+    """The base learns to draw what a prompt says: eps_theta(x_t, t, c_t). -> unet (frozen), schedule, history, ..."""
+    shape, few, few_prompts = list(data.images.shape[1:]), data.val_images[:64], data.val_prompts[:64]
+    if args.base:
+        return read_base(args, shape, data.images.device, first)
+    schedule = NoiseSchedule.cosine(1000).to(few.device)
+
+    def eps_model(unet, x_0, prompt):
+        return eps_given(prompt, unet)
+
+    def look(unet):
+        return {"heldout_loss": heldout_loss(eps_model(unet, few, few_prompts), schedule, few)}
 
     torch.manual_seed(args.seed)
-    if args.base is None:
-        unet = UNet(in_channels=images.shape[1], **MODELS.get(dataset, {})).to(device)
-    settings = dict(batch_size=args.batch_size, learning_rate=2e-3, seed=args.seed, null_label=unet.null_label,
-                    resume=args.resume)
-    if args.base is None:
-        about = dict(kind="base", dataset=dataset, image_shape=list(images.shape[1:]), schedule=["cosine", 1000],
-                     model=unet.settings)
-        base_history, base_seconds = train(
-            unet, base_eps, schedule, images, labels, steps=args.base_steps, drop_labels=0.1,
-            path=args.out / "base.pt", about=about, evaluate=look_at_base,
-            evaluate_every=max(10, args.base_steps // 13), **settings)
-    else:
-        base_history, base_seconds = reused["history"], 0.0
-        if first:
-            save_checkpoint(args.out / "base.pt", reused)
-    seconds = {"base": base_seconds or previous.get("base", 0.0)}
-    if base_seconds and first:
-        write_json(args.out / "metrics.json", {"seconds": seconds})
+    unet = UNet(in_channels=shape[0], **MODELS.get(data.dataset, {})).to(few.device)
+    about = dict(kind="base", dataset=data.dataset, image_shape=shape, schedule=["cosine", len(schedule)],
+                 vocabulary=list(VOCABULARY), model=unet.settings)
+    history, seconds = fit(
+        unet, eps_model, schedule, data.images, data.prompts, path=args.out / "base.pt", about=about, look=look,
+        resume=args.resume, steps=args.base_steps, batch_size=args.batch_size, drop_prompts=0.1, seed=args.seed)
+    return SimpleNamespace(unet=freeze(unet), schedule=schedule, history=history, seconds=seconds,
+                           dataset=data.dataset)
 
-    # 3. It is locked. A copy of its encoder learns to read edges, and speaks to it through zero convolutions alone.
-    freeze(unet)
+
+def read_base(args, shape, device, first):
+    """The base of an earlier run, --base, copied into this one's folder. Returned as by `train_base`."""
+    unet, checkpoint = load_base(args.base, image_shape=shape)
+    if "training" in checkpoint:
+        raise CheckpointError(f"the training of {args.base} was stopped: --resume its run first")
+    if args.resume and fingerprint(load_base(args.out / "base.pt")[0]) != fingerprint(unet):
+        raise CheckpointError(f"the run in {args.out} has another base than {args.base}: choose another --out")
+    if first:
+        save_checkpoint(args.out / "base.pt", checkpoint)
+    return SimpleNamespace(unet=unet.to(device), schedule=schedule_of(checkpoint).to(device),
+                           history=checkpoint["history"], seconds=0.0, dataset=checkpoint["dataset"])
+
+
+def train_control(args, data, base):
+    """A copy of the locked base's encoder learns to read the condition. -> net (frozen), history, seconds"""
     condition_of, fidelity = CONDITIONS[args.condition], MEASURES[args.condition]  # for edges: canny and edge_f1
-    measure = fidelity.__name__
-    val_condition, val_noise = condition_of(val_images), seeded_noise(val_images, args.seed)
-    control_net = ControlNet(unet, condition_channels=val_condition.shape[1]).to(device)
+    few, few_prompts = data.val_images[:64], data.val_prompts[:64]
+    condition, noise = condition_of(few), seeded_noise(few.shape, args.seed, few.device)
 
-    def control_eps(control_net, x_0, label, condition=None):
-        condition = condition_of(x_0) if condition is None else condition
-        return lambda x_t, t: unet(x_t, t, label, control=control_net(x_t, t, label, condition))
+    def eps_model(net, x_0, prompt):
+        return eps_given(prompt, base.unet, [(net, condition_of(x_0), 1)])
 
-    def look_at_control(control_net):
-        right = control_eps(control_net, None, val_labels, val_condition)
-        wrong = control_eps(control_net, None, val_labels, val_condition.roll(1, 0))
-        controls = [(control_net, val_condition[:16], 1)]
-        drawn = generate(unet, schedule, val_labels[:16], val_noise[:16], controls, steps=10)
-        return {"heldout_loss": heldout_loss(right, schedule, val_images),
-                "heldout_loss_shuffled": heldout_loss(wrong, schedule, val_images),
-                measure: fidelity(drawn, val_condition[:16])}
+    def look(net):
+        drawn = generate(base.unet, base.schedule, few_prompts[:16], noise[:16], [(net, condition[:16], 1)], steps=10)
+        right, wrong = (heldout_loss(eps_model(net, x_0, few_prompts), base.schedule, few)
+                        for x_0 in (few, few.roll(1, 0)))
+        return {"heldout_loss": right, "heldout_loss_shuffled": wrong,
+                fidelity.__name__: fidelity(drawn, condition[:16])}
 
-    about = dict(kind="control", dataset=dataset, base=fingerprint(unet), condition=args.condition,
-                 condition_channels=val_condition.shape[1])
-    control_history, control_seconds = train(
-        control_net, control_eps, schedule, images, labels, steps=args.control_steps, drop_labels=0.5,
-        path=args.out / "control.pt", about=about, evaluate=look_at_control,
-        evaluate_every=max(10, args.control_steps // 16), **settings)
-    freeze(control_net)
-    if not first:
-        return
-    seconds["control"] = control_seconds or previous.get("control", 0.0)
-    if control_seconds:
-        write_json(args.out / "metrics.json", {"seconds": seconds})
-
-    # 4. How good is it? On test images: the same labels and the same noise, without control and with it.
-    print(f"measuring on {len(test_images)} test images")
-    start = time.perf_counter()
-    classifier = train_classifier(images, labels, steps=args.classifier_steps, seed=args.seed)
-    condition, noise = condition_of(test_images), seeded_noise(test_images, args.seed)
-    drawing = dict(guidance=GUIDANCE, progress=True)
-    plain = generate(unet, schedule, test_labels, noise, **drawing)
-    controlled = generate(unet, schedule, test_labels, noise, [(control_net, condition, 1)], **drawing)
-    right, wrong = (control_eps(control_net, None, test_labels, c) for c in (condition, condition.roll(1, 0)))
-    base = {
-        "parameters": sum(p.numel() for p in unet.parameters()),
-        "steps": base_history[-1]["step"],
-        "heldout_loss": heldout_loss(base_eps(unet, None, test_labels), schedule, test_images),
-        "label_accuracy": label_accuracy(classifier, plain, test_labels),
-        "frechet": frechet_distance(classifier, plain, test_images)}
-    measures = {measure: fidelity}
-    if args.condition == "canny":
-        measures["edge_f1_strict"] = functools.partial(edge_f1, tolerance=0)
-    control = {
-        "trainable_parameters": sum(p.numel() for p in control_net.parameters()),
-        "steps": args.control_steps,
-        "heldout_loss": heldout_loss(right, schedule, test_images),
-        "heldout_loss_shuffled": heldout_loss(wrong, schedule, test_images),
-        "label_accuracy": label_accuracy(classifier, controlled, test_labels),
-        "frechet": frechet_distance(classifier, controlled, test_images)}
-    for name, function in measures.items():
-        control[name], control[f"{name}_floor"] = function(controlled, condition), function(plain, condition)
-        control[f"{name}_ceiling"] = function(test_images, condition)
-    real = images[: len(test_images)]
-    seconds["total"] = loading + seconds["base"] + seconds["control"] + time.perf_counter() - start
-    metrics = {
-        "dataset": dataset, "base_dataset": reused["dataset"] if args.base else dataset,
-        "condition": args.condition, "measure": measure,
-        "device": str(device), "seed": args.seed, "torch": torch.__version__,
-        "date": datetime.date.today().isoformat(), "images": len(test_images), "guidance": GUIDANCE,
-        "seconds": seconds,
-        "base": base, "control": control, "frechet_real": frechet_distance(classifier, real, test_images),
-        "classifier_accuracy": label_accuracy(classifier, test_images, test_labels)}
-    write_json(args.out / "metrics.json", metrics)
-
-    # 5. What does it look like? Eight conditions, drawn four times each, and the same labels and noise without control.
-    label, noise = test_labels[:8].repeat_interleave(4), seeded_noise(test_images[:8].repeat(4, 1, 1, 1), args.seed + 1)
-    title = f"{dataset}, seed {args.seed}, guidance {GUIDANCE:g}: {TITLES[measure]} {control[measure]:.3f}"
-    plain = generate(unet, schedule, label, noise, **drawing)
-    controls = [(control_net, condition[:8].repeat_interleave(4, dim=0), 1)]
-    controlled = generate(unet, schedule, label, noise, controls, **drawing)
-    sheet = {args.condition: condition[:8, None] * 2 - 1, "with control": controlled.unflatten(0, (8, 4)),
-             "real": test_images[:8, None], "the same noise without control": plain.unflatten(0, (8, 4))}
-    save_figure(samples_sheet(sheet, title), args.out / "samples.png")
-    save_figure(learning_curves(base_history, control_history, metrics, title), args.out / "learning.png")
-    print(f"\n{table(metrics)}\n\nin {args.out}: {', '.join(FILES)}")
+    torch.manual_seed(args.seed)
+    net = ControlNet(base.unet, condition_channels=condition.shape[1]).to(few.device)
+    about = dict(kind="control", dataset=data.dataset, base=fingerprint(base.unet), condition=args.condition,
+                 condition_channels=condition.shape[1])
+    history, seconds = fit(
+        net, eps_model, base.schedule, data.images, data.prompts, path=args.out / "control.pt", about=about, look=look,
+        resume=args.resume, steps=args.control_steps, batch_size=args.batch_size, drop_prompts=0.5, seed=args.seed)
+    return SimpleNamespace(net=freeze(net), history=history, seconds=seconds)
 
 
-def seeded_noise(like, seed):
-    """N(0, I) shaped like a batch of images, the same on every device."""
-    return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like.device)
+def eps_given(prompt, unet, controls=()):
+    """The base, under its controls and for a prompt, as an `eps_model(x_t, t)`."""
+    eps = controlled(unet, controls)
+    return lambda x_t, t: eps(x_t, t, prompt)
+
+
+def measure(args, data, base, control):
+    """How good are they? On test images: the same prompts and noise, without control and with it. -> metrics"""
+    images, prompt, count = data.test_images, data.test_prompts, len(data.test_images)
+    print(f"measuring on {count} test images")
+    classifier = train_classifier(data.images, data.labels, steps=args.classifier_steps, seed=args.seed)
+    condition_of, fidelity = CONDITIONS[args.condition], MEASURES[args.condition]
+    condition, noise = condition_of(images), seeded_noise(images.shape, args.seed, images.device)
+
+    def scores(drawn, real=images):
+        strict = {"edge_f1_strict": edge_f1(drawn, condition, tolerance=0)} if args.condition == "canny" else {}
+        return {fidelity.__name__: fidelity(drawn, condition), **strict,
+                **prompt_accuracy(drawn, data.test_captions, classifier),
+                "frechet": frechet_distance(classifier, drawn, real)}
+
+    controls, measured = {"base": [], "with control": [(control.net, condition, 1)]}, {}
+    for name, w in itertools.product(controls, (1, 2)):
+        drawn = generate(base.unet, base.schedule, prompt, noise, controls[name], guidance=w, progress=True)
+        measured[f"{name}, guidance {w}"] = scores(drawn)
+    measured["real images"] = scores(images, data.val_images[:count])  # unseen by networks and classifier
+    shuffled = [(control.net, condition.roll(1, 0), 1)]
+    losses = {name: heldout_loss(eps_given(prompt, base.unet, some), base.schedule, images) for name, some in
+              (("base", []), ("control", controls["with control"]), ("shuffled", shuffled))}
+    return {
+        "dataset": data.dataset, "condition": args.condition, "measure": fidelity.__name__,
+        "base_dataset": base.dataset, "device": str(images.device), "seed": args.seed, "torch": torch.__version__,
+        "date": datetime.date.today().isoformat(), "images": count, "batch_size": args.batch_size,
+        "base_steps": base.history[-1]["step"], "control_steps": args.control_steps, "measured": measured,
+        "heldout_loss": losses}
+
+
+def draw(args, data, base, control, metrics):
+    """What does it look like? The conditions of the first test images, drawn four times each, and without control."""
+    images, rows, guidance = data.test_images[:8], data.test_captions[:8], 2
+    condition = CONDITIONS[args.condition](images)
+    prompt = data.test_prompts[:8].repeat_interleave(4, dim=0)
+    noise = seeded_noise((len(prompt), *images.shape[1:]), args.seed + 1, images.device)
+    controls = [(control.net, condition.repeat_interleave(4, dim=0), 1)]
+    plain, drawn = (generate(base.unet, base.schedule, prompt, noise, some, guidance=guidance).unflatten(0, (-1, 4))
+                    for some in ([], controls))
+    score = metrics["measured"][f"with control, guidance {guidance}"][metrics["measure"]]
+    title = f"{data.dataset}, seed {args.seed}, guidance {guidance}: {TITLES[metrics['measure']]} {score:.3f}"
+    sheet = {args.condition: condition[:, None] * 2 - 1, "with control": drawn, "real": images[:, None],
+             "the same noise without control": plain}
+    save_figure(samples_sheet(sheet, title, rows), args.out / "samples.png")
+    save_figure(learning_curves(base.history, control.history, metrics, title), args.out / "learning.png")
 
 
 def parse_arguments(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser(__doc__)
     parser.add_argument("--dataset", default="auto", choices=DATASETS)
     parser.add_argument("--condition", default="canny", choices=list(CONDITIONS), help="what the control is to follow")
     parser.add_argument("--base", type=Path, help="a trained base.pt, to be used instead of training one")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where datasets are, or are downloaded to")
     parser.add_argument("--out", type=Path, default=Path("runs/mnist-edges"), help="the run folder")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    parser.add_argument("--seed", type=whole_number, default=0)
-    for name in ("base_steps", "control_steps", "batch_size"):
-        parser.add_argument("--" + name.replace("_", "-"), type=positive,
-                            help=f"default: {FULL[name]}, for CIFAR-10 {CIFAR10[name]}")
+    parser.add_argument("--seed", type=cli.whole_number, default=0)
+    for name, meaning in (("base_steps", "of training the base"), ("control_steps", "of training the control"),
+                          ("batch_size", "images in a step"), ("measured", "test images to measure on")):
+        parser.add_argument("--" + name.replace("_", "-"), type=cli.positive,
+                            help=f"{meaning}; default: {FULL[name]}, for CIFAR-10 {CIFAR10[name]}")
     parser.add_argument("--quick", action="store_true", help="a smoke run of the same path, with poor digits")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     args = parser.parse_args(argv)
@@ -221,15 +226,4 @@ def parse_arguments(argv=None):
 
 if __name__ == "__main__":
     args = parse_arguments()
-    if os.environ.get("RANK", "0") != "0":  # of torchrun's processes only the first speaks
-        sys.stdout = open(os.devnull, "w")
-    try:
-        main(args)
-    except (DataError, CheckpointError, TrainingError) as error:
-        sys.exit(f"error: {error}")
-    except BrokenPipeError:  # nobody reads on, as after `| head`: no traceback, and no second attempt at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except KeyboardInterrupt:
-        saved = (args.out / "base.pt").exists()
-        sys.exit("\nstopped" + f": the same command with --resume goes on with {args.out}" * saved)
+    cli.run(main, args, stopped=f"stopped: the same command with --resume goes on with {args.out}")

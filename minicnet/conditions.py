@@ -2,7 +2,9 @@
 
 A condition takes images (B, C, H, W) in [-1, 1], any float dtype, and returns a map (B, K, H, W) in [0, 1] of the same
 size, on the same device, always float32. Each map depends on its own image alone. Nothing here is learned, and nothing
-is random. `gaussian_blur`, `sobel` and `dilate` are steps that `canny` takes. Anything but such images is a ValueError.
+is random. Anything but such images is a ValueError. Nothing waits for a GPU, so that a training step can find its
+conditions while it runs ahead; therefore values out of range are noticed on the CPU alone. The functions below
+`scribble` are steps of these five.
 """
 
 import math
@@ -26,7 +28,8 @@ def canny(images, low=0.05, high=0.1, sigma=0.8):
     sigma      standard deviation in pixels of the Gaussian blur that comes first. 0 is no blur.
 
     Returns edges (B, 1, H, W), float32, 1 on an edge and 0 elsewhere: those of cv2.Canny(L2gradient=True) on the
-    blurred image, if that is not rounded to 8 bits. Takes some 50 bytes of memory per value of images, and is fastest
+    blurred image, if that is not rounded to 8 bits. On a GPU, lines go on for at most H + W pixels from where they are
+    strong: more is only lost of weak lines that wind. Takes some 50 bytes of memory per value of images, and is fastest
     on at most a few thousand images at a time.
     Raises ValueError if images are not such a tensor, or unless 0 <= low <= high and sigma >= 0.
     """
@@ -42,12 +45,8 @@ def canny(images, low=0.05, high=0.1, sigma=0.8):
         steepness, channel = steepness.max(dim=1, keepdim=True)  # (B, 1, H, W) both
         slope_x, slope_y = slope_x.gather(1, channel), slope_y.gather(1, channel)  # (B, 1, H, W) both
     ridge = _ridges(steepness, slope_x, slope_y)  # (B, 1, H, W), bool
-    edges, weak = ridge & (steepness > high), ridge & (steepness > low)
-    while True:  # hysteresis: from the strong pixels, walk along the weak ones until there is nowhere left to go
-        grown = dilate(edges) & weak
-        if grown.equal(edges):
-            return edges.float()
-        edges = grown
+    strong, weak = ridge & (steepness > high), ridge & (steepness > low)
+    return hysteresis(strong, weak, steps=None if images.is_cpu else sum(images.shape[2:])).float()
 
 
 @torch.no_grad()
@@ -72,10 +71,7 @@ def mask(images):
     """
     _check_images(images)
     brightness = (images.float() + 1) / 2  # (B, C, H, W)
-    rows, columns = brightness[..., [0, -1], :], brightness[..., :, [0, -1]]  # (B, C, 2, W), (B, C, H, 2)
-    border = torch.cat([rows.flatten(2), columns.flatten(2)], dim=2)  # (B, C, 2W + 2H)
-    paper = border.median(dim=2).values[..., None, None]  # (B, C, 1, 1)
-    difference = (brightness - paper).square().sum(1, keepdim=True).sqrt()  # (B, 1, H, W)
+    difference = (brightness - paper_colour(brightness)).square().sum(1, keepdim=True).sqrt()  # (B, 1, H, W)
     half = difference.amax((2, 3), keepdim=True) * 0.50001  # a little more than half: rounding must not decide
     return ((difference > half) & (difference > FAINT)).float()
 
@@ -123,6 +119,12 @@ def scribble(images):
     return drawn.where(~broken, 0)[:, None]
 
 
+def paper_colour(x):
+    """What x (B, C, H, W) is drawn on: the median of the pixels along the border, channel by channel. (B, C, 1, 1)"""
+    border = torch.cat([x[..., 0, :], x[..., -1, :], x[..., :, 0], x[..., :, -1]], dim=2)  # (B, C, 2W + 2H)
+    return border.median(dim=2).values[..., None, None]
+
+
 def gaussian_blur(x, sigma):
     """x (B, C, H, W) blurred by a Gaussian of standard deviation `sigma` pixels, cut off at three of them."""
     radius = math.ceil(3 * sigma)
@@ -137,6 +139,20 @@ def sobel(x):
     slope_x = _filter(_filter(x, smooth, dim=-2), difference, dim=-1)
     slope_y = _filter(_filter(x, difference, dim=-2), smooth, dim=-1)
     return slope_x, slope_y
+
+
+def hysteresis(strong, weak, steps=None):
+    """The weak pixels that chains of weak pixels link to a strong one: strong, weak -> (B, 1, H, W), all bool.
+
+    Every strong pixel must be weak, too. steps: how long a chain may be. None is any length; then each step waits for
+    the one before to see whether anything was left to do.
+    """
+    for _ in range(weak[0].numel() if steps is None else steps):
+        grown = dilate(strong) & weak
+        if steps is None and grown.equal(strong):
+            break
+        strong = grown
+    return strong
 
 
 def dilate(mask):
@@ -186,6 +202,8 @@ def _check_images(images):
     if not torch.is_tensor(images) or images.ndim != 4 or not images.is_floating_point() or not images.numel():
         found = f"{images.dtype} {tuple(images.shape)}" if torch.is_tensor(images) else type(images).__name__
         raise ValueError(f"images must be a float tensor (B, C, H, W) with at least one pixel, not {found}")
+    if not images.is_cpu:  # reading a value would halt this program until the GPU has caught up
+        return
     low, high = (bound.item() for bound in images.float().aminmax())
     if not -1.001 <= low <= high <= 1.001:  # never true of NaN
         raise ValueError(f"images must be finite and lie in [-1, 1], but run from {low:g} to {high:g}")

@@ -9,7 +9,6 @@ is not zero unless x is. After one step, then, W is no longer zero, and gradient
 """
 
 import copy
-import math
 from dataclasses import dataclass
 
 import torch
@@ -92,22 +91,24 @@ class Control:
 class ConditionEncoder(nn.Sequential):
     """A small network that brings a condition to the size of the base's first feature map (section 3.2, Eq. 4).
 
-    (B, condition_channels, H, W) -> (B, channels, H/patch, W/patch): three 3x3 convolutions with SiLU, of which as many
-    as needed have stride 2, then a zero convolution, the Z(c; Θz1) of Eq. 2. (The paper has four 4x4 convolutions of
-    stride 2; its published code seven 3x3 ones, three of them of stride 2, and the zero convolution.)
+    (B, condition_channels, H, W) -> (B, channels, H/patch, W/patch): pixels are folded as the base folds them, then
+    three 3x3 convolutions with SiLU, then a zero convolution, the Z(c; Θz1) of Eq. 2. (The paper has four 4x4
+    convolutions of stride 2; its published code seven 3x3 ones, three of them of stride 2, and the zero convolution.)
     """
 
     def __init__(self, condition_channels, channels, patch):
-        layers, width, halvings = [], condition_channels, int(math.log2(patch))
-        for i, next_width in enumerate([16, 32, channels]):
-            stride = 2 if 1 <= i <= halvings else 1
-            layers += [nn.Conv2d(width, next_width, 3, stride, padding=1), nn.SiLU()]
+        layers, width = [nn.PixelUnshuffle(patch)], condition_channels * patch**2
+        for next_width in (channels // 2, channels // 2, channels):
+            layers += [nn.Conv2d(width, next_width, 3, padding=1), nn.SiLU()]
             width = next_width
         super().__init__(*layers, zero_conv(channels))
+        self.condition_channels = condition_channels
 
 
 class ControlNet(nn.Module):
     """A trainable copy of a UNet's encoder, tied to the UNet by zero convolutions (Fig. 3). It has no decoder.
+
+    The text encoder is copied with the encoder. (Stable Diffusion's is locked, and shared by base and copy.)
 
     unet: the base; its encoder is copied with the weights that it has, so train the base first. condition_channels: 1
     for edges, 3 for colours. The base is neither changed nor kept: freeze it yourself (`freeze`).
@@ -120,32 +121,52 @@ class ControlNet(nn.Module):
         self.zero_skips = nn.ModuleList(zero_conv(channels) for channels in self.encoder.skip_channels)
         self.zero_middle = zero_conv(self.encoder.skip_channels[-1])
 
-    def forward(self, x_t, t, label, condition=None, *, hint=None):
-        """What to add to the base, given the same x_t (B, C, H, W), t (B,) and label (B,) as it, and a condition.
+    def forward(self, x_t, t, prompt, condition=None, *, hint=None):
+        """What to add to the base, given the same x_t (B, C, H, W), t (B,) and prompt (B, L) as it, and a condition.
 
         condition: (B, condition_channels, H, W) in [0, 1], or, instead, hint: what `encode` made of it, so that a
-        sampler can do that once and not at every step. Returns a Control for `unet(x_t, t, label, control=...)`.
+        sampler can do that once and not at every step. Returns a Control for `unet(x_t, t, prompt, control=...)`.
         """
-        self.encoder.check(x_t, t, label)
+        self.encoder.check(x_t, t, prompt)
         if hint is None:
             hint = self.encode(condition)
         first = self.encoder.first(x_t)  # (B, C, h, w)
         if hint.shape != first.shape:
             raise ValueError(f"the condition, encoded to {tuple(hint.shape)}, does not fit x_t, encoded to "
                              f"{tuple(first.shape)}: both must have the same batch, height and width")
-        skips, middle = self.encoder.rest(first + hint, self.encoder.embed(t, label))
+        skips, middle = self.encoder.rest(first + hint, *self.encoder.embed(t, prompt))
         return Control([zero(skip) for zero, skip in zip(self.zero_skips, skips)], self.zero_middle(middle))
 
     def encode(self, condition):
         """The condition, (B, condition_channels, H, W) in [0, 1], at the size of the copy's first feature map.
 
-        Raises ValueError for another number of channels, or values outside [0, 1].
+        Raises ValueError for another number of channels, or values outside [0, 1] (on a GPU, which would have to wait
+        for that look, only for the former).
         """
-        channels, patch = self.condition_encoder[0].in_channels, self.encoder.patch
+        channels, patch = self.condition_encoder.condition_channels, self.encoder.patch
         shape = () if condition is None else condition.shape
         if len(shape) != 4 or shape[1] != channels or shape[2] % patch or shape[3] % patch:
             raise ValueError(f"conditions here are of shape (B, {channels}, H, W), H and W multiples of {patch}, "
                              f"but this is {tuple(shape) or None}")
-        if not (condition.min() >= 0 and condition.max() <= 1):  # also refuses NaN
+        if condition.device.type == "cpu" and not (condition.min() >= 0 and condition.max() <= 1):  # refuses NaN, too
             raise ValueError("a condition must lie in [0, 1]: edges are 0 or 1, colours are not in [-1, 1] here")
         return self.condition_encoder(condition)
+
+
+def controlled(unet, controls=()):
+    """eps_theta(x_t, t, c_t, c_f) of Eq. 5: the base under a sum of ControlNets, with no weights but the scales.
+
+        control = Σ_i s_i Z_i(x_t, t, c_t, c_i)     (section 3.4)
+
+    controls: triples (control_net, condition, scale), scale a number. Each condition is encoded once, here. Returns an
+    `eps_model(x_t, t, prompt)`. Where x_t holds a multiple of the conditions' batch, as in guidance, which asks with
+    and without prompt at once, the conditions are repeated.
+    """
+    hints = [net.encode(condition) for net, condition, _ in controls]
+
+    def eps_model(x_t, t, prompt):
+        parts = [scale * net(x_t, t, prompt, hint=hint.repeat(len(x_t) // len(hint), 1, 1, 1))
+                 for (net, _, scale), hint in zip(controls, hints)]
+        return unet(x_t, t, prompt, control=sum(parts) if parts else None)
+
+    return eps_model

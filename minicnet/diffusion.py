@@ -2,7 +2,7 @@
 
 Nothing here knows what the network looks like. It is any callable `eps_model(x_t, t)` that looks at noisy images x_t
 (B, ...) and their timesteps t (B,), and returns its guess of the noise in them, shaped like x_t. A closure adds
-whatever else a network wants to know: `lambda x_t, t: unet(x_t, t, label)`.
+whatever else a network wants to know: `lambda x_t, t: unet(x_t, t, prompt)`.
 
     x_0      an image in [-1, 1]               eps      the noise, drawn from N(0, I)
     x_t      the image after t steps of noise  t        the timestep, 0 .. T-1 (the papers count 1 .. T)
@@ -97,23 +97,25 @@ def _at(table, t, x):
     return table[t].view(-1, *[1] * (x.ndim - 1))
 
 
-def diffusion_loss(eps_model, schedule, x_0, t, eps):
+def diffusion_loss(eps_model, schedule, x_0, t, eps, weight=None):
     """|| eps - eps_theta(x_t, t) ||^2, averaged over all pixels (DDPM Eq. 14; ControlNet Eq. 5).
 
     x_0: (B, ...) images in [-1, 1]. t: (B,) timesteps and eps: noise like x_0 from N(0, I), drawn by the caller.
+    weight: (T,), how much an error counts at each timestep; all alike unless given.
     """
     guess = eps_model(schedule.add_noise(x_0, eps, t), t)
     if guess.shape != eps.shape:
         raise ValueError(f"eps_model gave {tuple(guess.shape)} for images of shape {tuple(eps.shape)}")
-    return F.mse_loss(guess, eps)
+    error = (guess - eps).square().flatten(1).mean(1)  # (B,)
+    return (error if weight is None else weight[t] * error).mean()
 
 
 def guided(eps_model, conditional, unconditional, w):
     """Classifier-free guidance: eps = eps_uncond + w (eps_cond - eps_uncond), as an `eps_model(x_t, t)` for a sampler.
 
-    eps_model(x_t, t, *inputs) is called with `conditional`, a tuple of tensors of B rows each (such as labels), and
-    with `unconditional`, the same with what is to be strengthened left out (such as null labels): both in one batch of
-    2B. w = 1 is no guidance, w = 0 ignores the condition; either costs a single batch of B.
+    eps_model(x_t, t, *inputs) is called with `conditional`, a tuple of tensors of B rows each (such as prompts), and
+    with `unconditional`, the same with what is to be strengthened left out (such as null prompts): both in one batch
+    of 2B. w = 1 is no guidance, w = 0 ignores the condition; either costs a single batch of B.
     """
     if w == 1:
         return lambda x_t, t: eps_model(x_t, t, *conditional)

@@ -1,10 +1,12 @@
-"""Handwritten digits without a download: a pen led through shaken points, painted with a soft brush.
+"""Handwritten digits without a download: a pen led through shaken points, painted with a soft brush. And colours.
 
-    images, labels = draw_digits(60_000, seed=0)        # (60000, 1, 28, 28) in [-1, 1], (60000,) in 0..9
+    images, labels = draw_digits(60_000, seed=0)  # (60000, 1, 28, 28) in [-1, 1], (60000,) in 0 .. 9
+    prompts, labels = describe_digits(60_000, seed=0)  # "a thick three leaning right", "a seven", ...
 
 From text to picture, a thousand digits at a time:
 
-    hand shape  --trace-->  points and a basis  --shake-->  path of the pen  --frame-->  pixels  --paint-->  image
+    hand shape  --trace-->  points and a basis  --shake-->  path  --frame-->  pixels  --paint-->  image
+                                                                       pen and slant  --say-->  prompt
 
 A smooth curve through points is linear in the points, so one matrix per hand shape (its basis) leads every pen.
 """
@@ -13,11 +15,25 @@ import math
 
 import torch
 
-SIZE = 28                   # pixels per side
-PATH_POINTS = 72            # points on a path: under a pixel apart, so that the brush melts them into a line
-BRUSH = 0.8                 # pixels by which the brush melts
-CHUNK = 1000                # digits drawn at a time, each chunk from its own random stream
-MAX_POINTS = 12             # points that a hand shape may name
+from minicnet.words import DIGITS, with_article
+
+SIZE = 28  # pixels per side
+PATH_POINTS = 72  # points on a path: under a pixel apart, so that the brush melts them into a line
+BRUSH = 0.8  # pixels by which the brush melts
+CHUNK = 1000  # digits drawn at a time, each chunk from its own random stream
+MAX_POINTS = 12  # points that a hand shape may name
+
+# Where words begin: the outer quarters or nearly so, the same for every digit. What lies between has no word.
+THIN, THICK = 1.02, 1.53  # pixels of the pen's radius: 25% of the digits are thin, 25% thick
+LEFT, RIGHT = -0.1, 0.35  # pixels rightwards per pixel upwards: 22% lean left, 22% right; the mean is 0.13
+
+# The families of colours: red, green and blue in [0, 1]. A digit's own colour is within JITTER of its family's in each
+# channel, which leaves it nearer to this family than to any other.
+INKS = {"white": (1, 1, 1), "red": (1, 0.2, 0.2), "orange": (1, 0.6, 0.2), "yellow": (1, 1, 0.2),
+        "green": (0.2, 1, 0.2), "cyan": (0.2, 1, 1), "azure": (0.3, 0.6, 1), "pink": (1, 0.5, 0.8)}
+PAPERS = {"black": (0, 0, 0), "navy": (0, 0, 0.4), "maroon": (0.4, 0, 0), "olive": (0.3, 0.3, 0),
+          "teal": (0, 0.3, 0.3), "purple": (0.35, 0, 0.4)}
+JITTER = 0.08
 
 # The ways of writing 0, 1, ..., 9. A pair of figures is a point "xy": x rightwards, y downwards, a digit about 6 wide
 # and 9 high. The pen follows a smooth curve from point to point; a point twice in a row is a corner; "|" lifts the pen.
@@ -59,19 +75,58 @@ HAND_SHAPES = (
 def draw_digits(count, seed=0):
     """Draw `count` digits: images (N, 1, 28, 28) float32 in [-1, 1], white on black, and labels (N,) int64.
 
-    Each ten in a row hold every label once, in random order. The same seed draws the same digits; a larger count adds
+    Each ten in a row hold every label once, in random order. The same seed draws the same digits. A larger count adds
     more behind them. Raises ValueError for a count below 1.
     """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, not {count}")
-    chunks = [draw_chunk(torch.Generator().manual_seed(1_000_003 * seed + i)) for i in range(math.ceil(count / CHUNK))]
+    chunks = [(2 * paint(path, radius, edge)[:, None] - 1, labels)
+              for labels, path, radius, edge in lead_pens(count, seed)]
     images, labels = (torch.cat(parts)[:count] for parts in zip(*chunks))
     return images, labels
 
 
-def draw_chunk(generator):
-    """Draw CHUNK digits from one random stream: images (CHUNK, 1, 28, 28) in [-1, 1], labels (CHUNK,)."""
-    def normal(std, *shape):                    # no hand strays further than two deviations
+def describe_digits(count, seed=0):
+    """Say what `draw_digits(count, seed)` draws, without painting it: prompts, a list of N, and labels (N,)."""
+    chunks = list(lead_pens(count, seed))
+    prompts = [say(*digit) for labels, path, radius, _ in chunks
+               for digit in zip(labels.tolist(), radius.tolist(), lean(path, labels).tolist())]
+    return prompts[:count], torch.cat([labels for labels, *_ in chunks])[:count]
+
+
+def say(label, radius, lean):
+    """Describe one digit: "a seven", "a thin two", "a five leaning left" or "a thick three leaning right"."""
+    pen = "thin " if radius < THIN else "thick " if radius > THICK else ""
+    slant = " leaning left" if lean < LEFT else " leaning right" if lean > RIGHT else ""
+    return with_article(f"{pen}{DIGITS[label]}{slant}")
+
+
+def lean(path, labels):
+    """Measure how far paths (B, P, 2) of digits `labels` (B,) lean, in pixels rightwards per pixel upwards: (B,).
+
+    The slope of the line that best tells x from y, less the slope that hand shapes of this digit have by themselves.
+    """
+    return UPRIGHT[labels] - slope(path)
+
+
+def slope(path):
+    """Least squares fit x = slope * y + constant of each path (B, P, 2): (B,)."""
+    x, y = (path - path.mean(1, keepdim=True)).unbind(-1)  # (B, P) each
+    return (x * y).sum(1) / y.square().sum(1)
+
+
+def lead_pens(count, seed):
+    """Yield the digits of a seed by chunks: labels (B,), paths (B, P, 2), radius and edge of the pens (B,), pixels.
+
+    The chunks hold at least `count` digits. Each has a random stream of its own.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, not {count}")
+    for i in range(math.ceil(count / CHUNK)):
+        yield lead_chunk(torch.Generator().manual_seed(1_000_003 * seed + i))
+
+
+def lead_chunk(generator):
+    """Lead CHUNK pens from one random stream, as `lead_pens` says."""
+    def normal(std, *shape):  # no hand strays further than two deviations
         return std * torch.randn(CHUNK, *shape, generator=generator).clamp(-2, 2)
 
     def uniform(low, high, *shape):
@@ -79,24 +134,23 @@ def draw_chunk(generator):
 
     labels = torch.rand(CHUNK // 10, 10, generator=generator).argsort(1).flatten()
     shape = (FIRST_SHAPE[labels] + uniform(0, 1) * SHAPE_COUNT[labels]).long()
-    path = BASIS[shape] @ (POINTS[shape] + normal(0.04, MAX_POINTS, 2))                             # (B, P, 2)
+    path = BASIS[shape] @ (POINTS[shape] + normal(0.04, MAX_POINTS, 2))  # (B, P, 2)
     path = shake(path, normal, uniform)
 
     # MNIST's frame: the longer side of the inked box is 20 pixels, the centre of the ink is the centre of the image.
-    radius, edge = 1.25 * torch.exp(normal(0.3)), uniform(0.8, 1.4)                                # pixels
+    radius, edge = 1.25 * torch.exp(normal(0.3)), uniform(0.8, 1.4)  # pixels
     extent = (path.amax(1) - path.amin(1)).amax(1)
     path = path * ((uniform(19, 20.5) - 2 * radius) / extent)[:, None, None]
-    path = path - path.mean(1, keepdim=True) + SIZE / 2 + 0.5 + normal(0.3, 1, 2)
-    return 2 * paint(path, radius, edge)[:, None] - 1, labels
+    return labels, path - path.mean(1, keepdim=True) + SIZE / 2 + 0.5 + normal(0.3, 1, 2), radius, edge
 
 
 def shake(path, normal, uniform):
     """Give each path (B, P, 2), coordinates in about [-1, 1], a hand of its own: waves, proportions, slant, turn."""
     path = path + 0.12 * torch.sin(path @ normal(2, 2, 2) + uniform(0, 2 * math.pi, 1, 2))
-    x, y = path.unbind(-1)                                                                          # (B, P) each
-    x = x * (1 + normal(0.15, 1) * y)                           # wider above or wider below
-    y = y + normal(0.12, 1) * (1 - y**2)                        # a waist that sits high or low
-    x = x * torch.exp(0.1 + normal(0.22, 1)) + (normal(0.25, 1) - 0.12) * y     # width; slant, mostly to the right
+    x, y = path.unbind(-1)  # (B, P) each
+    x = x * (1 + normal(0.15, 1) * y)  # wider above or wider below
+    y = y + normal(0.12, 1) * (1 - y**2)  # a waist that sits high or low
+    x = x * torch.exp(0.1 + normal(0.22, 1)) + (normal(0.25, 1) - 0.12) * y  # width; slant, mostly to the right
     turn = normal(0.12, 1)
     return torch.stack([turn.cos() * x - turn.sin() * y, turn.sin() * x + turn.cos() * y], dim=-1)
 
@@ -109,9 +163,9 @@ def paint(path, radius, edge):
     matrix product.
     """
     pixels = torch.arange(SIZE) + 0.5
-    blur = torch.exp(-((path[..., None] - pixels) ** 2) / (2 * BRUSH**2))                           # (B, P, 2, 28)
-    step = path.diff(dim=1).norm(dim=-1).median(1).values       # the median: lifting the pen leaves no ink
-    ink = blur[:, :, 1].mT @ blur[:, :, 0] * (step / (math.sqrt(2 * math.pi) * BRUSH))[:, None, None]   # (B, 28, 28)
+    blur = torch.exp(-((path[..., None] - pixels) ** 2) / (2 * BRUSH**2))  # (B, P, 2, 28)
+    step = path.diff(dim=1).norm(dim=-1).median(1).values  # the median: lifting the pen leaves no ink
+    ink = blur[:, :, 1].mT @ blur[:, :, 0] * (step / (math.sqrt(2 * math.pi) * BRUSH))[:, None, None]  # (B, 28, 28)
     distance = BRUSH * (-2 * ink.clamp(1e-30, 1).log()).sqrt()
     return (0.5 + (radius[:, None, None] - distance) / edge[:, None, None]).clamp(0, 1)
 
@@ -125,14 +179,14 @@ def trace(hand_shape):
     names = list(dict.fromkeys(name for stroke in strokes for name in stroke))
     points = torch.zeros(MAX_POINTS, 2)
     points[:len(names)] = (torch.tensor([[int(x), int(y)] for x, y in names]) - torch.tensor([3, 4.5])) / 4.5
-    powers = torch.linspace(0, 1, 100)[:, None] ** torch.arange(4)                                  # (100, 4)
+    powers = torch.linspace(0, 1, 100)[:, None] ** torch.arange(4)  # (100, 4)
     spline = powers @ torch.tensor([[0, 1, 0, 0], [-0.5, 0, 0.5, 0], [1, -2.5, 2, -0.5], [-0.5, 1.5, -1.5, 0.5]])
     pieces, lengths = [], []
     for stroke in strokes:
         knots = [names.index(name) for name in stroke]
         closed = knots[0] == knots[-1]
         knots = [knots[-2] if closed else knots[0], *knots, knots[1] if closed else knots[-1]]
-        for four in zip(knots, knots[1:], knots[2:], knots[3:]):        # from the second to the third, past the others
+        for four in zip(knots, knots[1:], knots[2:], knots[3:]):  # from the second to the third, past the others
             if four[1] != four[2]:
                 pieces.append(spline @ torch.eye(MAX_POINTS)[list(four)])
                 lengths.append(torch.cat([torch.zeros(1), (pieces[-1] @ points).diff(dim=0).norm(dim=1)]))
@@ -144,3 +198,41 @@ def trace(hand_shape):
 POINTS, BASIS = (torch.stack(parts) for parts in zip(*(trace(shape) for shapes in HAND_SHAPES for shape in shapes)))
 SHAPE_COUNT = torch.tensor([len(shapes) for shapes in HAND_SHAPES])
 FIRST_SHAPE = SHAPE_COUNT.cumsum(0) - SHAPE_COUNT
+UPRIGHT = torch.stack([slopes.mean() for slopes in slope(BASIS @ POINTS).split(SHAPE_COUNT.tolist())])  # (10,)
+
+
+# -- Colours -----------------------------------------------------------------------------------------------------------
+
+def colourise(images, labels, seed=0, train=False):
+    """Paint digits (N, 1, H, W): black in a dark colour, white in a light one. -> (N, 3, H, W) and a list of N prompts.
+
+    labels (N,). The same seed chooses the same colours. In training, no combination that is `held_out` is chosen.
+    """
+    prompts, ink, paper = choose_colours(labels, seed, train)
+    return torch.lerp(2 * paper - 1, 2 * ink - 1, (images + 1) / 2), prompts
+
+
+def choose_colours(labels, seed, train):
+    """Choose colours for digits `labels` (N,): N prompts that name them, ink and paper (N, 3, 1, 1) in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def choose(families, count):
+        return torch.randint(len(families), (count,), generator=generator)
+
+    def shade(families, chosen):
+        colour = torch.tensor(list(families.values()))[chosen]  # (N, 3)
+        jitter = JITTER * (2 * torch.rand(colour.shape, generator=generator) - 1)
+        return (colour + jitter).clamp(0, 1)[..., None, None]
+
+    ink, paper = choose(INKS, len(labels)), choose(PAPERS, len(labels))
+    while train and (again := held_out(labels, ink, paper)).any():
+        paper[again] = choose(PAPERS, again.sum())
+    inks, papers = list(INKS), list(PAPERS)
+    prompts = [with_article(f"{inks[i]} {DIGITS[digit]} on {papers[j]} paper")
+               for digit, i, j in zip(labels.tolist(), ink.tolist(), paper.tolist())]
+    return prompts, shade(INKS, ink), shade(PAPERS, paper)
+
+
+def held_out(digit, ink, paper):
+    """Whether training never shows a combination: true of 48 of all 480, spread evenly over digits, INKS and PAPERS."""
+    return (digit + 2 * ink + 3 * paper) % 10 == 0

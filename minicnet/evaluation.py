@@ -1,4 +1,4 @@
-"""Measures: do generated images follow their condition and label, are they like real ones, is the noise guessed well?
+"""Measures: do generated images follow their condition and prompt, are they like real ones, is the noise guessed well?
 
 A measure alone says little. Beside each stand its floor (the same without control) and its ceiling (real images).
 """
@@ -7,25 +7,28 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minicnet.conditions import canny, colour, depth, dilate, mask
+from minicnet.conditions import canny, colour, depth, dilate, mask, paper_colour
 from minicnet.diffusion import diffusion_loss
+from minicnet.digits import INKS, LEFT, PAPERS, RIGHT, THICK, THIN, UPRIGHT
+from minicnet.words import CLOTHES, DIGITS, STROKES, THINGS
+
+# -- Do images follow their condition? ---------------------------------------------------------------------------------
+#
+# Each measure takes images (B, C, H, W) in [-1, 1] and the maps that they were given, and compares these with the maps
+# of the images. It returns the mean over the images, a float in [0, 1]. Real images with their own maps score the best
+# exactly, without rounding (but for scribbles). Anything but such images and maps is a ValueError.
 
 
 @torch.no_grad()
 def edge_f1(images, edges, tolerance=1):
-    """How well `images` (B, C, H, W) in [-1, 1] follow the `edges` (B, 1, H, W) of {0, 1} they were given.
+    """How well images follow the edges (B, 1, H, W) of {0, 1}. 1 is best.
 
-    Their Canny edges are found and compared with the given ones. Precision is the share of found edge pixels with a
-    given one at most `tolerance` pixels away (diagonal steps count as one), recall the share of given edge pixels with
-    a found one as near. F1 is their harmonic mean: 1 if both maps are empty, 0 if only one is.
-
-    Returns the mean F1 over the images, in [0, 1], a float. `edge_f1(real, canny(real))` is exactly 1.
-    Raises ValueError for images that `canny` refuses, or edges or a tolerance that are not as said.
+    Precision is the share of the images' edge pixels with a given one at most `tolerance` pixels away (diagonal steps
+    count as one), recall the share of given edge pixels with one of the image's as near. F1 is their harmonic mean: 1
+    if both maps are empty, 0 if only one is.
     """
     found = canny(images).bool()
     given = _checked(edges, found, "edges").bool()
-    if not isinstance(tolerance, int) or tolerance < 0:
-        raise ValueError(f"tolerance must be a whole number of pixels, 0 or more, not {tolerance!r}")
     precision, recall = _share_near(found, given, tolerance), _share_near(given, found, tolerance)  # (B,) both
     f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
     both_empty = ~(found | given).flatten(1).any(1)  # (B,)
@@ -42,25 +45,14 @@ def _share_near(mask, target, tolerance):
 
 @torch.no_grad()
 def colour_error(images, colours):
-    """How far `images` (B, C, H, W) in [-1, 1] are from the coarse `colours` (B, C, H, W) in [0, 1] they were given.
-
-    The mean absolute difference between `colour(images)` and `colours`, a float in [0, 1]. 0 is best, and is what
-    `colour_error(real, colour(real))` is exactly.
-    Raises ValueError for images that `colour` refuses, or colours that are not as said.
-    """
+    """How far images are from the coarse colours (B, C, H, W) in [0, 1]: the mean absolute difference. 0 is best."""
     found = colour(images)
     return (found - _checked(colours, found, "colours")).abs().mean().item()
 
 
 @torch.no_grad()
 def mask_iou(images, masks):
-    """How well `images` (B, C, H, W) in [-1, 1] fill the `masks` (B, 1, H, W) of {0, 1} they were given.
-
-    Intersection over union: of the pixels in `mask(images)` or in the given mask, the share that is in both; 1 if both
-    are empty. Returns the mean over the images, a float in [0, 1]. 1 is best, and is what `mask_iou(real, mask(real))`
-    is exactly.
-    Raises ValueError for images that `mask` refuses, or masks that are not as said.
-    """
+    """How well images fill the masks (B, 1, H, W) of {0, 1}: intersection over union. Both empty is 1, the best."""
     found = mask(images)
     given = _checked(masks, found, "masks").bool()
     both = (found.bool() & given).flatten(1).sum(1)  # (B,)
@@ -70,17 +62,22 @@ def mask_iou(images, masks):
 
 @torch.no_grad()
 def depth_error(images, depths):
-    """How far `images` (B, C, H, W) in [-1, 1] are from the relief `depths` (B, 1, H, W) in [0, 1] they were given.
+    """How far images are from the relief (B, 1, H, W) in [0, 1]: the mean absolute difference. 0 is best.
 
-    The mean absolute difference between `depth(images)` and `depths` over the pixels where either is above 0: over all
-    pixels the background, which most images share, would hide everything. 0 if both are 0 everywhere. Returns the mean
-    over the images, a float in [0, 1]. 0 is best, and is what `depth_error(real, depth(real))` is exactly.
-    Raises ValueError for images that `depth` refuses, or depths that are not as said.
+    Only pixels where either relief is above 0 count: the background, which most images share, would hide the rest.
     """
     found = depth(images)
     given = _checked(depths, found, "depths")
     either = ((found > 0) | (given > 0)).flatten(1).sum(1)  # (B,)
     return ((found - given).abs().flatten(1).sum(1) / either.clamp(min=1)).mean().item()
+
+
+def scribble_f1(images, scribbles):
+    """`edge_f1` within two pixels, because the lines of `scribble` are up to two pixels from the edges they stand for.
+
+    Real images score a little less than 1: some of their edges lie where the scribble breaks off.
+    """
+    return edge_f1(images, scribbles, tolerance=2)
 
 
 def _checked(given, found, name):
@@ -95,28 +92,26 @@ def _checked(given, found, name):
     return given.to(found.device, torch.float32)
 
 
-def scribble_f1(images, scribbles):
-    """`edge_f1` within two pixels, because the lines of `scribble` are up to two pixels from the edges they stand for.
-
-    Real images score a little less than 1: some of their edges lie where the scribble breaks off.
-    """
-    return edge_f1(images, scribbles, tolerance=2)
-
-
 MEASURES = {  # of each condition
     "canny": edge_f1, "colour": colour_error, "mask": mask_iou, "depth": depth_error, "scribble": scribble_f1}
 
 
+# -- Are images like real ones? ----------------------------------------------------------------------------------------
+
+
 class Classifier(nn.Module):
-    """A small convolutional network that reads labels, (B, C, H, W) -> (B, num_labels), and lends its features."""
+    """A small convolutional network that reads labels, (B, C, H, W) -> (B, num_labels), and lends its features.
+
+    H and W may be 27 to 32: MNIST's 28 and CIFAR-10's 32.
+    """
 
     def __init__(self, in_channels=1, num_labels=10):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(in_channels, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU(),  # 28 -> 14
-            nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),  # 14 -> 7
-            nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(),
-            nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(9 * 64, 64), nn.ReLU())
+            nn.Conv2d(in_channels, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU(),  # 28 or 32 -> 14 or 16
+            nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),  # -> 7 or 8
+            nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.AvgPool2d(3, stride=2),  # -> 3, either
+            nn.Flatten(), nn.Linear(9 * 64, 64), nn.ReLU())
         self.head = nn.Linear(64, num_labels)
 
     def features(self, images):
@@ -130,8 +125,8 @@ class Classifier(nn.Module):
 def train_classifier(images, labels, steps=500, batch_size=128, seed=0):
     """Trains a Classifier on real images (N, C, H, W) in [-1, 1] with labels (N,). Returns it in eval mode."""
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng():  # the first weights too depend on the seed alone
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # the first weights, made on the CPU, depend on the seed alone
+        torch.default_generator.manual_seed(seed)
         classifier = Classifier(images.shape[1], int(labels.max()) + 1).to(images.device)
     optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=steps)
@@ -146,10 +141,14 @@ def train_classifier(images, labels, steps=500, batch_size=128, seed=0):
 
 
 @torch.no_grad()
+def read_labels(classifier, images):
+    """What the classifier takes images (B, C, H, W) for: labels (B,)."""
+    return torch.cat([classifier(batch).argmax(1) for batch in images.split(1000)])
+
+
 def label_accuracy(classifier, images, labels):
     """The share of images (B, C, H, W) in which the classifier reads the label (B,) they should show. In [0, 1]."""
-    read = torch.cat([classifier(batch).argmax(1) for batch in images.split(1000)])
-    return (read == labels).float().mean().item()
+    return (read_labels(classifier, images) == labels).float().mean().item()
 
 
 @torch.no_grad()
@@ -167,8 +166,93 @@ def frechet_distance(classifier, images, reference):
 
 
 def _gaussian_fit(classifier, images):
-    features = torch.cat([classifier.features(batch) for batch in images.split(1000)]).double().cpu()
+    features = torch.cat([classifier.features(batch).cpu() for batch in images.split(1000)])  # mps has no float64
+    features = features.double()
     return features.mean(0), features.T.cov()  # (64,), (64, 64)
+
+
+# -- Do images show what their prompt says? ----------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def prompt_accuracy(images, prompts, classifier):
+    """The share of images (B, C, H, W) in [-1, 1] that show what their prompts (a list of B) say: {attribute: share}.
+
+        digit, label  as the classifier reads it, which was trained on images of the same kind; label is any other noun
+        ink, paper    the nearest of all colours with a name
+        stroke, lean  on which side of the middle it lies, for a digit as the classifier reads it; words as in digits.py
+        all           whether all of these are right
+
+    A prompt that does not name an attribute does not count for it. Real images with their captions give the ceiling.
+    """
+    read = read_labels(classifier, images).cpu()  # (B,)
+    ink, paper, _ = _ink_on_paper(images)
+    shown = {"digit": read.tolist(), "label": read.tolist(), "ink": _colour_names(ink), "paper": _colour_names(paper)}
+    thick = stroke_width(images) > THIN + THICK  # these are half widths
+    right = slant(images).cpu() + UPRIGHT[read] > (LEFT + RIGHT) / 2
+    shown["stroke"] = [STROKES[side] for side in thick.tolist()]
+    shown["lean"] = [("left", "right")[side] for side in right.tolist()]
+    hits = {}
+    for i, prompt in enumerate(prompts):
+        said = _attributes(prompt)
+        found = {name: shown[name][i] == value for name, value in said.items()}
+        for name, hit in {**found, "all": all(found.values())}.items() if said else ():
+            hits.setdefault(name, []).append(hit)
+    return {name: sum(found) / len(found) for name, found in hits.items()}
+
+
+def stroke_width(images):
+    """How thick the strokes in images (B, C, H, W) are, in pixels: (B,). Twice a line's area over its outline."""
+    _, _, share = _ink_on_paper(images)
+    share = F.pad(share, (1, 1, 1, 1))  # (B, H+2, W+2)
+    down, right = share.diff(dim=1)[:, :, :-1], share.diff(dim=2)[:, :-1]
+    outline = (down**2 + right**2).sqrt().sum((1, 2))  # the total variation is the length of the rim, sharp or soft
+    return 2 * share.sum((1, 2)) / outline.clamp(min=1e-6)
+
+
+def slant(images):
+    """How far the strokes in images (B, C, H, W) lean to the right: (B,), pixels sideways for each pixel upwards."""
+    _, _, share = _ink_on_paper(images)
+    weight = share / share.sum((1, 2), keepdim=True).clamp(min=1e-6)  # (B, H, W), sums to 1
+    y, x = torch.meshgrid(*(torch.arange(n, device=images.device).float() for n in share.shape[1:]), indexing="ij")
+    y, x = (place - (place * weight).sum((1, 2), keepdim=True) for place in (y, x))  # (B, H, W), from the ink's middle
+    return -(x * y * weight).sum((1, 2)) / (y * y * weight).sum((1, 2)).clamp(min=1e-6)  # y points down
+
+
+def _ink_on_paper(images):
+    """The colours of ink and paper (B, 3) in [0, 1], and how much of each pixel is ink (B, H, W) in [0, 1]."""
+    rgb = ((images.float() + 1) / 2).expand(-1, 3, -1, -1)
+    paper = paper_colour(rgb)  # (B, 3, 1, 1)
+    contrast = (rgb - paper).square().sum(1, keepdim=True).sqrt()  # (B, 1, H, W)
+    share = contrast / contrast.amax((2, 3), keepdim=True).clamp(min=1e-6)
+    share = ((share - 0.1) / 0.8).clamp(0, 1)  # faint speckle changes neither ink nor paper
+    pure = share == 1
+    ink = (rgb * pure).sum((2, 3)) / pure.sum((2, 3)).clamp(min=1)
+    return ink, paper[..., 0, 0], share[:, 0]
+
+
+def _colour_names(colours):
+    """The names of the known colours that are nearest to colours (B, 3) in [0, 1]."""
+    known = {**INKS, **PAPERS}
+    nearest = torch.cdist(colours.cpu(), torch.tensor(list(known.values()))).argmin(1)
+    return [list(known)[i] for i in nearest.tolist()]
+
+
+def _attributes(prompt):
+    """What a prompt says: "a red seven on navy paper" is {"ink": "red", "digit": 7, "paper": "navy"}."""
+    said, words = {}, prompt.lower().split()
+    for before, word in zip(["", *words], words):
+        for name, nouns in (("digit", DIGITS), ("label", CLOTHES), ("label", THINGS)):
+            if word in nouns:
+                said[name] = nouns.index(word)
+        for name, known in (("stroke", STROKES), ("lean", ("left", "right")),
+                            ("paper" if before == "on" else "ink", {**INKS, **PAPERS})):
+            if word in known:
+                said[name] = word
+    return said
+
+
+# -- Is the noise guessed well? ----------------------------------------------------------------------------------------
 
 
 @torch.no_grad()

@@ -1,15 +1,11 @@
-"""Makes the small weights that travel with the repository: those of runs with one base, in half precision.
+"""Makes the small weights that travel with the repository: of runs with one base, in half precision.
 
-    python train_mnist_edges.py --dataset drawn --base-steps 6000 --control-steps 1000 --out runs/digits
-    python -m minicnet.export minicnet/weights/digits runs/digits
+    python train_mnist_edges.py --dataset coloured-drawn --out runs/edges
+    python train_mnist_edges.py --dataset coloured-drawn --condition colour --base runs/edges/base.pt --out runs/colour
+    python -m minicnet.export minicnet/weights/coloured runs/edges runs/colour
 
-    python train_mnist_edges.py --dataset coloured-drawn --base-steps 4500 --control-steps 1000 --out runs/coloured
-    python train_mnist_edges.py --dataset coloured-drawn --condition colour --base runs/coloured/base.pt \\
-                                --control-steps 2500 --out runs/colour
-    python -m minicnet.export minicnet/weights/coloured runs/coloured runs/colour
-
-The folder then holds base.pt and, for each run, a control named after its condition, as canny.pt, with the run's
-metrics beside it, as canny.json. `load_base` and `load_control` read them (checkpoints.py).
+The folder then holds base.pt and, for each run, the control, named after its condition (canny.pt), with the metrics of
+the run beside it (canny.json). `load_base` and `load_control` read them (checkpoints.py).
 """
 
 import shutil
@@ -20,10 +16,10 @@ from minicnet.checkpoints import CheckpointError, fingerprint, load_base, load_c
 
 
 def export(folder, *runs):
-    """Writes base.pt of the first run, and the control of each, in half precision. Raises CheckpointError."""
+    """Writes base.pt of the first run, and the control of each. Raises CheckpointError, also for another base's."""
     folder, runs = Path(folder), [Path(run) for run in runs]
     unet, base = load_base(runs[0] / "base.pt")
-    controls = [load_control(run / "control.pt", unet)[1] for run in runs]  # refuses those of another base
+    controls = [load_control(run / "control.pt", unet)[1] for run in runs]
     for checkpoint in (base, *controls):
         checkpoint["weights"] = {name: weight.half() for name, weight in checkpoint["weights"].items()}
     unet.load_state_dict(base["weights"])

@@ -1,6 +1,8 @@
 """The pictures: sheets of images, and curves of what was learned when. Each function returns a matplotlib Figure."""
 
 import io
+import textwrap
+from pathlib import Path
 
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -8,18 +10,30 @@ from matplotlib.figure import Figure
 from minicnet.checkpoints import write_atomically
 from minicnet.report import TITLES
 
+INCHES = 0.6  # the side of an image on a sheet
+LETTERS = 14  # of 9 points fit into an inch
 
-def samples_sheet(columns, title):
-    """Groups of images side by side. columns: {heading: images (R, K, C, H, W) in [-1, 1]}, K to each of R rows."""
+
+def samples_sheet(columns, title, rows=()):
+    """Groups of images side by side. columns: {heading: images (R, K, C, H, W) in [-1, 1]}, K to each of R rows.
+
+    rows: a text for each row, such as its prompt, which stands at its left.
+    """
     shares = [images.shape[1] for images in columns.values()]
-    rows, inches = len(next(iter(columns.values()))), 0.6
-    fig = Figure(figsize=(inches * (sum(shares) + 0.5 * len(shares)), inches * rows + 0.9), layout="constrained")
+    first = next(iter(columns.values()))
+    width = INCHES * (sum(shares) + 0.5 * len(shares))
+    margin = max(map(len, rows), default=0) / LETTERS
+    fig = Figure(figsize=(width + margin, INCHES * len(first) + 0.9), layout="constrained")
     axes = fig.subplots(1, len(columns), width_ratios=shares, squeeze=False)[0]
-    for ax, (heading, images) in zip(axes, columns.items()):
+    for ax, share, (heading, images) in zip(axes, shares, columns.items()):
         ax.imshow(tiled(images), interpolation="nearest")
-        ax.set_title(heading.replace(" without", "\nwithout"), fontsize=9)
-        ax.axis("off")
-    fig.suptitle(title, fontsize=11)
+        ax.set_title(textwrap.fill(heading, int(LETTERS * INCHES * (share + 0.5))), fontsize=9)
+        ax.spines[:].set_visible(False)
+        ax.set(xticks=[], yticks=[])
+    middles = [(first.shape[-2] + 2) * (row + 0.5) for row in range(len(rows))]  # in pixels, with the frames
+    axes[0].set_yticks(middles, rows, fontsize=9)
+    axes[0].tick_params(length=0)
+    fig.suptitle(textwrap.fill(title, int(LETTERS * (width + margin))), fontsize=11)
     return fig
 
 
@@ -32,8 +46,8 @@ def tiled(images):
 
 
 def learning_curves(base, control, metrics, title):
-    """What happened when. base, control: histories of `train`; metrics: those of the run, for floor and ceiling."""
-    measure = metrics["measure"]
+    """What happened when. base, control: the histories of training; metrics: the run's, for floor and ceiling."""
+    name, measured = metrics["measure"], metrics["measured"]
     fig = Figure(figsize=(11, 3.4), layout="constrained")
     left, middle, right = fig.subplots(1, 3)
     left.plot(*_curve(base, "loss"), color="tab:gray", label="training batches (late t more often)")
@@ -43,10 +57,10 @@ def learning_curves(base, control, metrics, title):
     middle.plot(*_curve(control, "heldout_loss_shuffled"), color="tab:red", label="condition of another image")
     middle.plot(*_curve(control, "heldout_loss"), color="tab:blue", label="right condition")
     middle.set(title="The control learns to use its condition", ylabel="held-out loss")
-    right.axhline(metrics["control"][f"{measure}_ceiling"], color="tab:gray", linestyle=":", label="real images")
-    right.plot(*_curve(control, measure), color="tab:green", marker=".", label="with control")
-    right.axhline(metrics["control"][f"{measure}_floor"], color="tab:gray", linestyle="--", label="without control")
-    right.set(title="The images follow their condition", ylabel=TITLES[measure])
+    right.axhline(measured["real images"][name], color="tab:gray", linestyle=":", label="real images")
+    right.plot(*_curve(control, name), color="tab:green", marker=".", label="with control")
+    right.axhline(measured["base, guidance 1"][name], color="tab:gray", linestyle="--", label="without control")
+    right.set(title="The images follow their condition", ylabel=TITLES[name])
     for ax in (left, middle, right):
         ax.set_xlabel("training step")
         ax.grid(alpha=0.3)
@@ -61,7 +75,13 @@ def _curve(history, name):
 
 
 def save_figure(fig, path):
-    """Writes a Figure as a PNG, whole or not at all. Raises CheckpointError if that cannot be done."""
+    """Writes a Figure as PNG, JPEG, PDF or SVG, as the file's name says, whole or not at all.
+
+    Raises ValueError for another kind of name, CheckpointError if the file cannot be written.
+    """
+    kind = Path(path).suffix.lower().removeprefix(".")
+    if kind not in ("png", "jpg", "jpeg", "pdf", "svg"):
+        raise ValueError(f"cannot write {path}: the name of a picture must end in .png, .jpg, .jpeg, .pdf or .svg")
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=150)
+    fig.savefig(buffer, format=kind, dpi=150)
     write_atomically(path, buffer.getvalue())

@@ -11,44 +11,34 @@ from minicnet.checkpoints import CheckpointError, write_atomically
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- results: made by python -m minicnet.report -->", "<!-- end of results -->"
-TITLES = {  # how well images follow their condition: the names of the measures, in words
+TITLES = {  # what is measured of images, in words
     "edge_f1": "edge-F1 within one pixel", "edge_f1_strict": "edge-F1, strict", "mask_iou": "mask IoU",
     "colour_error": "colour error (less is better)", "depth_error": "depth error (less is better)",
-    "scribble_f1": "edge-F1 within two pixels of the scribble"}
-ROWS = (  # name; then the base alone, with control, real images
-    ("label accuracy", "base.label_accuracy", "control.label_accuracy", "classifier_accuracy"),
-    ("Frechet distance (less is better)", "base.frechet", "control.frechet", "frechet_real"),
-)
-
-
-def number(metrics, name):
-    """The entry "a.b" of nested dicts, with three digits after the point."""
-    for key in name.split("."):
-        metrics = metrics[key]
-    return f"{metrics:.3f}"
+    "scribble_f1": "edge-F1 within two pixels of the scribble", "digit": "the prompt's digit is read",
+    "label": "the prompt's thing is read", "ink": "its ink is seen", "paper": "its paper is seen",
+    "stroke": "its stroke is seen", "lean": "it leans as told", "all": "all that the prompt says",
+    "frechet": "Frechet distance (less is better)"}
 
 
 def table(metrics):
     """One run's numbers in Markdown."""
-    seconds, control = metrics["seconds"], metrics["control"]
-    rows = [(title, f"control.{name}_floor", f"control.{name}", f"control.{name}_ceiling")
-            for name, title in TITLES.items() if name in control]
-    base_seconds = f"in {seconds['base']:.0f} s"
-    if not seconds["base"]:
-        base_seconds = f"on {metrics['base_dataset']} in an earlier run"
+    columns, loss, seconds = metrics["measured"], metrics["heldout_loss"], metrics["seconds"]
+    names = [name for name in TITLES if name in columns["real images"]]
+    base = f"{metrics['base_steps']} steps of the base in {seconds['base']:.0f} s" if seconds["base"] else \
+        f"The base is of an earlier run on {metrics['base_dataset']}"
     lines = [
         f"**{metrics['dataset']}, {metrics['condition']}**, seed {metrics['seed']}, {metrics['device']}, "
-        f"torch {metrics['torch']}, {metrics['date']}, {metrics['images']} test images, "
-        f"guidance {metrics['guidance']:g}",
+        f"torch {metrics['torch']}, {metrics['date']}, {metrics['images']} test images",
         "",
-        "| | base alone | with control | real images |",
-        "|---|---|---|---|",
-        *(f"| {name} | " + " | ".join(number(metrics, key) for key in keys) + " |" for name, *keys in (*rows, *ROWS)),
+        f"| | {' | '.join(columns)} |",
+        "|---|" + "---|" * len(columns),
+        *(f"| {TITLES[name]} | " + " | ".join(f"{column[name]:.3f}" for column in columns.values()) + " |"
+          for name in names),
         "",
-        f"Held-out loss {control['heldout_loss']:.4f} with the right condition, {control['heldout_loss_shuffled']:.4f} "
-        f"with that of another image, {metrics['base']['heldout_loss']:.4f} without control. "
-        f"{metrics['base']['steps']} steps of the base {base_seconds}, {control['steps']} of the control "
-        f"in {seconds['control']:.0f} s; with loading and measuring {seconds['total'] / 60:.1f} minutes.",
+        f"Held-out loss {loss['control']:.4f} with the right condition, {loss['shuffled']:.4f} with that of another "
+        f"image, {loss['base']:.4f} without control. {base}, {metrics['control_steps']} of the control in "
+        f"{seconds['control']:.0f} s, batches of {metrics['batch_size']}; with loading and measuring "
+        f"{seconds['total'] / 60:.1f} minutes.",
     ]
     return "\n".join(lines)
 

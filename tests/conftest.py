@@ -11,15 +11,6 @@ def one_seed():
 
 
 @pytest.fixture
-def one_core():
-    """One call of a network for each batch: two cores would share it (test_parallel.py)."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
 def randomised():
     """randomised(module): the module, with every parameter drawn from a normal distribution.
 

@@ -1,4 +1,4 @@
-"""Mutation testing: breaks four files in a thousand small ways, one at a time, and counts what tests notice.
+"""Mutation testing: breaks five files in a thousand small ways, one at a time, and counts what tests notice.
 
     python tests/mutation.py                        # all, about an hour on two cores
     python tests/mutation.py minicnet/unet.py       # one file
@@ -22,7 +22,8 @@ import torch  # loaded here, once: the processes that test a mutant are forks of
 ROOT = Path(__file__).parents[1]
 TESTS = {  # the fastest first
     "minicnet/diffusion.py": ["test_diffusion.py"],
-    "minicnet/unet.py": ["test_unet.py", "test_controlnet.py", "test_identity.py"],
+    "minicnet/words.py": ["test_words.py", "test_unet.py"],
+    "minicnet/unet.py": ["test_unet.py", "test_words.py", "test_controlnet.py", "test_identity.py"],
     "minicnet/controlnet.py": ["test_controlnet.py", "test_identity.py"],
     "minicnet/conditions.py": ["test_conditions.py"]}
 BROKEN = 99  # exit status of a process that could not begin to test
@@ -32,7 +33,8 @@ OTHER = {
     ast.Mod: ast.Mult, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.Lt: ast.LtE,
     ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot,
     ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And}
-MODULES = {"torch", "F", "nn", "math", "copy", "super"}  # `F.silu(x)` becomes `x`, while `x.sqrt()` becomes `x`
+# `F.silu(x)` becomes `x`, while `x.sqrt()` becomes `x`.
+MODULES = {"torch", "F", "nn", "math", "copy", "difflib", "itertools", "re", "super"}
 
 
 def variants(node):

@@ -33,7 +33,10 @@ RIGHT = {  # written differently from the library, and right
             while t.ndim < x_t.ndim:
                 t = t.unsqueeze(-1)
             return x_t / self.sqrt_alpha_bar[t] - eps * (1 / self.alpha_bar[t] - 1) ** 0.5""",
-        "diffusion_loss": "return (eps - eps_model(schedule.add_noise(x_0, eps, t), t)).pow(2).mean()",
+        "diffusion_loss": """
+            w = torch.ones_like(schedule.beta) if weight is None else weight
+            squares = (eps - eps_model(schedule.add_noise(x_0, eps, t), t)) ** 2
+            return (w[t].view(-1, *[1] * (x_0.ndim - 1)) * squares).mean()""",
         "guided": """
             def both(x_t, t):
                 B = len(x_t)
@@ -69,19 +72,35 @@ RIGHT = {  # written differently from the library, and right
 
             bias = self.emb(emb).unsqueeze(2).unsqueeze(3)
             return half(self.norm2, self.conv2, half(self.norm1, self.conv1, x) + bias) + self.shortcut(x)""",
-        "SelfAttention.forward": """
-            q, k, v = (part.unflatten(1, (self.heads, -1)).flatten(3).mT for part in self.qkv(self.norm(x)).chunk(3, 1))
-            out = F.scaled_dot_product_attention(q, k, v).mT
-            return self.proj(out.reshape(x.shape)) + x""",
+        "attention_weights": """
+            B, C = len(q), q.shape[2]
+            q, k = (x.reshape(B, -1, heads, C // heads) for x in (q, k))
+            scores = torch.einsum("bnhd,bmhd->bhnm", q, k) * (C // heads) ** -0.5
+            if mask is not None:
+                scores = torch.where(mask[:, None, None, :], scores, -1e9)
+            weights = (scores - scores.amax(-1, keepdim=True)).exp()
+            return weights / weights.sum(-1, keepdim=True)""",
+        "attend": """
+            parts = v.chunk(weights.shape[1], dim=2)
+            return torch.cat([weights[:, i] @ part for i, part in enumerate(parts)], dim=2)""",
+        "CrossAttention.forward": """
+            B, C, H, W = x.shape
+            v = F.linear(words.vectors, self.v.weight, self.v.bias)
+            taken = self.proj(attend(self.weights(x, words), v))
+            return taken.permute(0, 2, 1).reshape(B, C, H, W) + x""",
+        "CrossAttention.weights": """
+            places = torch.einsum("bchw->bhwc", self.norm(x)).reshape(len(x), -1, x.shape[1])
+            k = torch.einsum('ble,ce->blc', words.vectors, self.k.weight) + self.k.bias
+            return attention_weights(self.q(places), k, self.heads, mask=words.mask)""",
         "Encoder.rest": """
             skips = [h]
             while len(skips) <= len(self.stages):
-                skips += [self.stages[len(skips) - 1](skips[-1], emb)]
-            return skips, self.middle(skips[-1], emb)""",
+                skips += [self.stages[len(skips) - 1](skips[-1], emb, words)]
+            return skips, self.middle(skips[-1], emb, words)""",
         "Decoder.forward": """
             h, left = middle, list(skips)
             for stage in self.stages:
-                h = stage(torch.hstack((h, left.pop())), emb)""",
+                h = stage(torch.hstack((h, left.pop())), emb, words)""",
     },
     "a3": {
         "zero_conv": """
@@ -113,12 +132,12 @@ RIGHT = {  # written differently from the library, and right
             super().__init__(*layers)
             self.append(zero_conv(width, channels))""",
         "ControlNet.forward": """
-            emb, h = self.encoder.embed(t, label), self.encoder.first(x_t) + hint
+            told, h = self.encoder.embed(t, prompt), self.encoder.first(x_t) + hint
             residuals = [self.zero_skips[0](h)]
             for stage, zero in zip(self.encoder.stages, list(self.zero_skips)[1:]):
-                h = stage(h, emb)
+                h = stage(h, *told)
                 residuals.append(zero(h))
-            return Control(skips=residuals, middle=self.zero_middle(self.encoder.middle(h, emb)))""",
+            return Control(skips=residuals, middle=self.zero_middle(self.encoder.middle(h, *told)))""",
         "Control.__add__": """
             if not isinstance(other, Control):
                 return self
@@ -132,273 +151,92 @@ RIGHT = {  # written differently from the library, and right
     },
 }
 
-# assignment, class of tests, what is wrong, {function: body} besides RIGHT's for the same class, a word of the hint
-WRONG = [
-    ("a1", "TestAlphaBar", "sum instead of product", {"NoiseSchedule.__init__": "alpha_bar = 1 - beta.cumsum(0)"},
-     "combine"),
-    ("a1", "TestAlphaBar", "alpha itself", {"NoiseSchedule.__init__": "alpha_bar = alpha"}, "come back"),
-    ("a1", "TestAlphaBar", "product of beta", {"NoiseSchedule.__init__": "alpha_bar = beta.cumprod(0)"}, "shares"),
-    ("a1", "TestAddNoise", "square root forgotten", {"NoiseSchedule.add_noise": """
-        a = self.alpha_bar[t].view(-1, *[1] * (x_0.ndim - 1))
-        return a * x_0 + (1 - a) * eps"""}, "variance"),
-    ("a1", "TestAddNoise", "shares swapped", {"NoiseSchedule.add_noise": """
-        self._check(x_0, eps, t)
-        return _at(self.sqrt_alpha_bar, t, x_0) * eps + _at(self.sqrt_one_minus_alpha_bar, t, x_0) * x_0"""}, "whose"),
-    ("a1", "TestAddNoise", "broadcast over the wrong axis", {"NoiseSchedule.add_noise": """
-        self._check(x_0, eps, t)
-        return self.sqrt_alpha_bar[t] * x_0 + self.sqrt_one_minus_alpha_bar[t] * eps"""}, "axes"),
-    ("a1", "TestPredictX0", "not divided", {"NoiseSchedule.predict_x0": """
-        self._check(x_t, eps, t)
-        return x_t - _at(self.sqrt_one_minus_alpha_bar, t, x_t) * eps"""}, "contrast"),
-    ("a1", "TestPredictX0", "divided first", {"NoiseSchedule.predict_x0": """
-        self._check(x_t, eps, t)
-        return x_t / _at(self.sqrt_alpha_bar, t, x_t) - _at(self.sqrt_one_minus_alpha_bar, t, x_t) * eps"""}, "solve"),
-    ("a1", "TestLoss", "compared with the image", {"diffusion_loss": """
-        return F.mse_loss(eps_model(schedule.add_noise(x_0, eps, t), t), x_0)"""}, "compare"),
-    ("a1", "TestLoss", "sum over pixels", {"diffusion_loss": """
-        return F.mse_loss(eps_model(schedule.add_noise(x_0, eps, t), t), eps, reduction="sum")"""}, "sum or mean"),
-    ("a1", "TestLoss", "clean images shown", {"diffusion_loss": "return F.mse_loss(eps_model(x_0, t), eps)"}, "clean"),
-    ("a1", "TestLoss", "noise drawn anew", {"diffusion_loss": """
-        return F.mse_loss(eps_model(schedule.add_noise(x_0, torch.randn_like(eps), t), t), eps)"""}, "no other noise"),
-    ("a1", "TestDDPM", "noise at t = 0", {"sample_ddpm": """
-        x_t = schedule.posterior_mean_x_0[t] * x_0 + schedule.posterior_mean_x_t[t] * x_t
-        x_t = x_t + schedule.beta[t].sqrt() * _noise_like(x_t, generator)"""}, "t = 0"),
-    ("a1", "TestDDPM", "square root forgotten", {"sample_ddpm": """
-        x_t = schedule.posterior_mean_x_0[t] * x_0 + schedule.posterior_mean_x_t[t] * x_t
-        x_t = x_t + schedule.posterior_variance[t] * _noise_like(x_t, generator)"""}, "posterior variance"),
-    ("a1", "TestDDPM", "x_0 unclipped", {"sample_ddpm": """
-        t_all = torch.full((len(x_t),), t)
-        x_0 = schedule.predict_x0(x_t, eps_model(x_t, t_all), t_all)
-        x_t = schedule.posterior_mean_x_0[t] * x_0 + schedule.posterior_mean_x_t[t] * x_t
-        if t > 0:
-            x_t = x_t + schedule.posterior_variance[t].sqrt() * _noise_like(x_t, generator)"""}, "clipped"),
-    ("a1", "TestDDPM", "mean's tables swapped", {"sample_ddpm": """
-        x_t = schedule.posterior_mean_x_0[t] * x_t + schedule.posterior_mean_x_t[t] * x_0
-        if t > 0:
-            x_t = x_t + schedule.posterior_variance[t].sqrt() * _noise_like(x_t, generator)"""}, "which one belongs"),
-    ("a1", "TestDDPM", "generator not used", {"sample_ddpm": """
-        x_t = schedule.posterior_mean_x_0[t] * x_0 + schedule.posterior_mean_x_t[t] * x_t
-        if t > 0:
-            x_t = x_t + schedule.posterior_variance[t].sqrt() * torch.randn_like(x_t)"""}, "generator"),
-    ("a1", "TestDDIM", "t - 1 instead of t_prev", {"sample_ddim": """
-        a, b = schedule.alpha_bar[t], schedule.alpha_bar[t - 1]
-        eps = (x_t - a.sqrt() * x_0) / (1 - a).sqrt()
-        sigma = eta * ((1 - b) / (1 - a) * (1 - a / b)).sqrt()
-        x_t = b.sqrt() * x_0 + (1 - b - sigma**2).sqrt() * eps + sigma * _noise_like(x_t, generator)"""}, "jumps"),
-    ("a1", "TestDDIM", "noise of the unclipped x_0", {"sample_ddim": """
-        a, b = schedule.alpha_bar[t], schedule.alpha_bar[t_prev]
-        eps = eps_model(x_t, torch.full((len(x_t),), t))
-        sigma = eta * ((1 - b) / (1 - a) * (1 - a / b)).sqrt()
-        x_t = b.sqrt() * x_0 + (1 - b - sigma**2).sqrt() * eps + sigma * _noise_like(x_t, generator)"""}, "clipped"),
-    ("a1", "TestDDIM", "variance grows", {"sample_ddim": """
-        a, b = schedule.alpha_bar[t], schedule.alpha_bar[t_prev]
-        eps = (x_t - a.sqrt() * x_0) / (1 - a).sqrt()
-        sigma = eta * ((1 - b) / (1 - a) * (1 - a / b)).sqrt()
-        x_t = b.sqrt() * x_0 + (1 - b).sqrt() * eps + sigma * _noise_like(x_t, generator)"""}, "takes the place"),
-    ("a1", "TestGuidance", "answers swapped", {"guided": """
-        def eps_guided(x_t, t):
-            eps_cond, eps_uncond = eps_model(x_t, t, *conditional), eps_model(x_t, t, *unconditional)
-            return eps_cond + w * (eps_uncond - eps_cond)
-        return eps_guided"""}, "start"),
-    ("a1", "TestGuidance", "another w", {"guided": """
-        def eps_guided(x_t, t):
-            inputs = [torch.cat(pair) for pair in zip(conditional, unconditional)]
-            eps_cond, eps_uncond = eps_model(torch.cat([x_t, x_t]), torch.cat([t, t]), *inputs).chunk(2)
-            return (1 + w) * eps_cond - w * eps_uncond
-        return eps_guided"""}, "w is one less"),
-    ("a1", "TestGuidance", "two calls", {"guided": """
-        def eps_guided(x_t, t):
-            eps_cond, eps_uncond = eps_model(x_t, t, *conditional), eps_model(x_t, t, *unconditional)
-            return eps_uncond + w * (eps_cond - eps_uncond)
-        return eps_guided"""}, "one call"),
+WRONG = [  # assignment, class of tests, a part of the library's solution, what it becomes, a word of the hint
+    ("a1", "TestAlphaBar", "alpha.cumprod(0)", "1 - beta.cumsum(0)", "combine"),
+    ("a1", "TestAlphaBar", "alpha.cumprod(0)", "alpha", "come back"),
+    ("a1", "TestAddNoise", "x_0) * x_0 + _at", "x_0) ** 2 * x_0 + _at", "variance"),
+    ("a1", "TestAddNoise", "_at(self.sqrt_alpha_bar, t, x_0)", "self.sqrt_alpha_bar[t]", "axes"),
+    ("a1", "TestAddNoise", "self._check(x_0, eps, t)", "pass", "promises"),
+    ("a1", "TestPredictX0", " / _at(self.sqrt_alpha_bar, t, x_t)", "", "contrast"),
+    ("a1", "TestPredictX0",
+     "(x_t - _at(self.sqrt_one_minus_alpha_bar, t, x_t) * eps) / _at(self.sqrt_alpha_bar, t, x_t)",
+     "x_t / _at(self.sqrt_alpha_bar, t, x_t) - _at(self.sqrt_one_minus_alpha_bar, t, x_t) * eps", "solve"),
+    ("a1", "TestLoss", "error = (guess - eps)", "error = (guess - x_0)", "compare"),
+    ("a1", "TestLoss", "flatten(1).mean(1)", "flatten(1).sum(1)", "sum or mean"),
+    ("a1", "TestLoss", "weight[t] * error", "error", "how much"),
+    ("a1", "TestLoss", "eps_model(schedule.add_noise(x_0, eps, t), t)", "eps_model(x_0, t)", "clean"),
+    ("a1", "TestDDPM", "    if t > 0:\n            x_t = x_t + schedule.posterior_variance[t]",
+     "    if True:\n            x_t = x_t + schedule.beta[t]", "t = 0"),
+    ("a1", "TestDDPM", "variance[t].sqrt() *", "variance[t] *", "posterior variance"),
+    ("a1", "TestDDPM", "posterior_mean_x_0[t] * x_0 + schedule.posterior_mean_x_t[t] * x_t",
+     "posterior_mean_x_0[t] * x_t + schedule.posterior_mean_x_t[t] * x_0", "which one belongs"),
+    ("a1", "TestDDIM", "schedule.alpha_bar[t], schedule.alpha_bar[t_prev]",
+     "schedule.alpha_bar[t], schedule.alpha_bar[t - 1]", "jumps"),
+    ("a1", "TestDDIM", "(1 - alpha_bar_prev - sigma**2)", "(1 - alpha_bar_prev)", "takes the place"),
+    ("a1", "TestDDIM", "eps = (x_t - schedule.sqrt_alpha_bar[t] * x_0) / schedule.sqrt_one_minus_alpha_bar[t]",
+     "eps = eps_model(x_t, torch.full((len(x_t),), t))", "clipped"),
+    ("a1", "TestGuidance", "eps_uncond + w * (eps_cond - eps_uncond)", "eps_cond + w * (eps_uncond - eps_cond)",
+     "start"),
+    ("a1", "TestGuidance", "return eps_uncond + w *", "return eps_cond + w *", "w is one less"),
 
-    ("a2", "TestTimestepEmbedding", "sines and cosines swapped", {"timestep_embedding": """
-        angles = t[:, None] * 10_000.0 ** (-torch.arange(dim // 2) / (dim // 2))
-        return torch.cat([angles.cos(), angles.sin()], dim=1)"""}, "all sines come first"),
-    ("a2", "TestTimestepEmbedding", "interleaved", {"timestep_embedding": """
-        angles = t[:, None] * 10_000.0 ** (-torch.arange(dim // 2) / (dim // 2))
-        return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)"""}, "all sines come first"),
-    ("a2", "TestTimestepEmbedding", "wrong frequencies", {"timestep_embedding": """
-        angles = t[:, None] * 10_000.0 ** (-torch.arange(dim // 2) / dim)
-        return torch.cat([angles.sin(), angles.cos()], dim=1)"""}, "exponent"),
-    ("a2", "TestTimestepEmbedding", "linear frequencies", {"timestep_embedding": """
-        angles = t[:, None] * torch.linspace(1, 1e-4, dim // 2)
-        return torch.cat([angles.sin(), angles.cos()], dim=1)"""}, "exponent"),
-    ("a2", "TestResBlock", "no shortcut", {"ResBlock.forward": """
-        h = self.conv1(F.silu(self.norm1(x))) + self.emb(emb)[:, :, None, None]
-        return self.conv2(F.silu(self.norm2(h)))"""}, "what must be left"),
-    ("a2", "TestResBlock", "embedding forgotten", {"ResBlock.forward": """
-        h = self.conv1(F.silu(self.norm1(x)))
-        return self.shortcut(x) + self.conv2(F.silu(self.norm2(h)))"""}, "own embedding"),
-    ("a2", "TestResBlock", "embedding after the norm", {"ResBlock.forward": """
-        h = self.norm2(self.conv1(F.silu(self.norm1(x)))) + self.emb(emb)[:, :, None, None]
-        return self.shortcut(x) + self.conv2(F.silu(h))"""}, "From the inside"),
-    ("a2", "TestResBlock", "convolution before norm", {"ResBlock.forward": """
-        h = F.silu(self.norm2(self.conv1(x)))
-        h = h + self.emb(emb)[:, :, None, None]
-        return self.shortcut(x) + self.conv2(h)"""}, "From the inside"),
-    ("a2", "TestSelfAttention", "no shortcut", {"SelfAttention.forward": """
-        B, C, H, W = x.shape
-        qkv = self.qkv(self.norm(x)).view(B, 3, self.heads, C // self.heads, H * W)
-        q, k, v = qkv.transpose(-1, -2).unbind(1)
-        out = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(B, C, H, W)
-        return self.proj(out)"""}, "x itself"),
-    ("a2", "TestSelfAttention", "scaled by all channels", {"SelfAttention.forward": """
-        B, C, H, W = x.shape
-        qkv = self.qkv(self.norm(x)).view(B, 3, self.heads, C // self.heads, H * W)
-        q, k, v = qkv.transpose(-1, -2).unbind(1)
-        out = (q @ k.transpose(-1, -2) / math.sqrt(C)).softmax(-1) @ v
-        return x + self.proj(out.transpose(-1, -2).reshape(B, C, H, W))"""}, "width of one head"),
-    ("a2", "TestSelfAttention", "softmax over the wrong axis", {"SelfAttention.forward": """
-        B, C, H, W = x.shape
-        qkv = self.qkv(self.norm(x)).view(B, 3, self.heads, C // self.heads, H * W)
-        q, k, v = qkv.transpose(-1, -2).unbind(1)
-        out = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-2) @ v
-        return x + self.proj(out.transpose(-1, -2).reshape(B, C, H, W))"""}, "axis"),
-    ("a2", "TestSelfAttention", "not transposed back", {"SelfAttention.forward": """
-        B, C, H, W = x.shape
-        qkv = self.qkv(self.norm(x)).view(B, 3, self.heads, C // self.heads, H * W)
-        q, k, v = qkv.transpose(-1, -2).unbind(1)
-        return x + self.proj(F.scaled_dot_product_attention(q, k, v).reshape(B, C, H, W))"""}, "mixed up"),
-    ("a2", "TestRest", "h is no skip", {"Encoder.rest": """
-        skips = []
-        for stage in self.stages:
-            h = stage(h, emb)
-            skips.append(h)
-        return skips, self.middle(h, emb)"""}, "h itself"),
-    ("a2", "TestRest", "stages side by side", {"Encoder.rest": """
-        skips = [h] + [stage(h, emb) for stage in self.stages]
-        return skips, self.middle(skips[-1], emb)"""}, "goes on from"),
-    ("a2", "TestRest", "last skip first", {"Encoder.rest": """
-        skips = [h]
-        for stage in self.stages:
-            h = stage(h, emb)
-            skips.insert(0, h)
-        return skips, self.middle(h, emb)"""}, "came in"),
-    ("a2", "TestDecoder", "skips in the wrong order", {"Decoder.forward": """
-        h = middle
-        for stage, skip in zip(self.stages, skips):
-            h = stage(torch.cat([h, skip], dim=1), emb)"""}, "resolution"),
-    ("a2", "TestDecoder", "skip before h", {"Decoder.forward": """
-        h = middle
-        for stage, skip in zip(self.stages, reversed(skips)):
-            h = stage(torch.cat([skip, h], dim=1), emb)"""}, "h is first"),
-    ("a2", "TestDecoder", "skips added", {"Decoder.forward": """
-        h = middle
-        for stage, skip in zip(self.stages, reversed(skips)):
-            h = stage(h + skip, emb)"""}, "side by side"),
+    ("a2", "TestTimestepEmbedding", "[angles.sin(), angles.cos()]", "[angles.cos(), angles.sin()]", "all sines"),
+    ("a2", "TestTimestepEmbedding", "t.device) / (dim // 2))", "t.device) / dim)", "exponent"),
+    ("a2", "TestResBlock", "return self.shortcut(x) + h", "return h", "what must be left"),
+    ("a2", "TestResBlock", "h = h + self.emb(emb)[:, :, None, None]", "h = h", "own embedding"),
+    ("a2", "TestResBlock", "self.conv2(F.silu(self.norm2(h)))", "F.silu(self.norm2(self.conv2(h)))", "From the inside"),
+    ("a2", "TestAttention", "math.sqrt(q.shape[-1])", "math.sqrt(heads * q.shape[-1])", "width of one head"),
+    ("a2", "TestAttention", "scores.softmax(-1)", "scores.softmax(-2)", "which axis"),
+    ("a2", "TestAttention", "    scores = scores.masked_fill(~mask[:, None, None], -math.inf)",
+     "    return scores.softmax(-1).masked_fill(~mask[:, None, None], 0)", "before or after"),
+    ("a2", "TestAttention", "-math.inf)", "0)", "make 0 of it"),
+    ("a2", "TestAttention", "(weights @ v).transpose(1, 2).flatten(2)", "(weights @ v).reshape(len(v), -1, 8)",
+     "mixed up"),
+    ("a2", "TestCrossAttention", "self.heads, words.mask", "self.heads", "padding"),
+    ("a2", "TestCrossAttention", "self.q(self.norm(x)", "self.q((x)", "normed"),
+    ("a2", "TestCrossAttention", "return x + self.proj(attend(self.weights", "return self.proj(attend(self.weights",
+     "x itself"),
+    ("a2", "TestCrossAttention", "chunk(2, dim=-1)[1]", "chunk(2, dim=-1)[0]", "What is taken is v"),
+    ("a2", "TestRest", "skips = [h]", "skips = []", "h itself"),
+    ("a2", "TestRest", "skips.append(h)", "skips.insert(0, h)", "came in"),
+    ("a2", "TestDecoder", "reversed(skips)", "skips", "resolution"),
+    ("a2", "TestDecoder", "torch.cat([h, skip], dim=1)", "torch.cat([skip, h], dim=1)", "h is first"),
+    ("a2", "TestDecoder", "torch.cat([h, skip], dim=1)", "h + skip", "side by side"),
 
-    ("a3", "TestZeroConv", "bias not zero", {"zero_conv": """
-        conv = nn.Conv2d(in_channels, out_channels or in_channels, 1)
-        nn.init.zeros_(conv.weight)
-        return conv"""}, "bias"),
-    ("a3", "TestZeroConv", "a 3x3 kernel", {"zero_conv": """
-        conv = nn.Conv2d(in_channels, out_channels or in_channels, 3, padding=1)
-        nn.init.zeros_(conv.weight)
-        nn.init.zeros_(conv.bias)
-        return conv"""}, "kernel"),
-    ("a3", "TestZeroConv", "locked", {"zero_conv": """
-        conv = nn.Conv2d(in_channels, out_channels or in_channels, 1).requires_grad_(False)
-        conv.weight.zero_(), conv.bias.zero_()
-        return conv"""}, "must not stay"),
-    ("a3", "TestFreeze", "left trainable", {"freeze": "return module.eval()"}, "asks for a gradient"),
-    ("a3", "TestFreeze", "left in training mode", {"freeze": """
-        module.zero_grad()
-        return module.requires_grad_(False)"""}, "modes"),
-    ("a3", "TestFreeze", "old gradients kept", {"freeze": "return module.requires_grad_(False).eval()"}, "stored"),
-    ("a3", "TestFreeze", "the whole base under no_grad", {"freeze": """
-        module.zero_grad()
-        module.forward = torch.no_grad()(module.forward)
-        return module.requires_grad_(False).eval()"""}, "no no_grad"),
-    ("a3", "TestTrainableCopy", "the base itself", {"trainable_copy": "return module.train().requires_grad_(True)"},
-     "module itself"),
-    ("a3", "TestTrainableCopy", "a shallow copy", {"trainable_copy": """
-        return copy.copy(module).train().requires_grad_(True)"""}, "share memory"),
-    ("a3", "TestTrainableCopy", "a copy of the frozen stays frozen", {"trainable_copy": "return copy.deepcopy(module)"},
+    ("a3", "TestZeroConv", "nn.init.zeros_(conv.bias)", "pass", "bias"),
+    ("a3", "TestZeroConv", "return conv", "return conv.requires_grad_(False)", "must not stay"),
+    ("a3", "TestFreeze", "module.eval().requires_grad_(False)", "module.eval()", "asks for a gradient"),
+    ("a3", "TestFreeze", "module.eval().requires_grad_(False)", "module.requires_grad_(False)", "modes"),
+    ("a3", "TestFreeze", "module.zero_grad(set_to_none=True)", "module.forward = torch.no_grad()(module.forward)",
+     "no no_grad"),
+    ("a3", "TestTrainableCopy", "copy.deepcopy(module).train()", "module.train()", "module itself"),
+    ("a3", "TestTrainableCopy", "copy.deepcopy(module).train()", "copy.copy(module).train()", "share memory"),
+    ("a3", "TestTrainableCopy", "copy.deepcopy(module).train().requires_grad_(True)", "copy.deepcopy(module)",
      "frozen"),
-    ("a3", "TestTrainableCopy", "new weights", {"trainable_copy": """
-        twin = copy.deepcopy(module)
-        for parameter in twin.parameters():
-            nn.init.normal_(parameter)
-        return twin.train().requires_grad_(True)"""}, "new ones"),
-    ("a3", "TestControlledBlock", "the copy sees c alone", {"ControlledBlock.forward": """
-        return self.locked(x, *args) + self.zero_out(self.copy(self.zero_in(c), *args))"""}, "copy see"),
-    ("a3", "TestControlledBlock", "copy not behind a zero convolution", {"ControlledBlock.forward": """
-        return self.locked(x, *args) + self.copy(x + self.zero_in(c), *args)"""}, "to the last bit"),
-    ("a3", "TestControlledBlock", "base left trainable", {"ControlledBlock.__init__": """
-        self.locked, self.copy = block, trainable_copy(block)
-        self.zero_in, self.zero_out = zero_conv(condition_channels or channels, channels), zero_conv(channels)"""},
-     "locked half"),
-    ("a3", "TestControlledBlock", "copy aliased to the base", {"ControlledBlock.__init__": """
-        self.locked = freeze(block)
-        self.copy = block
-        self.zero_in, self.zero_out = zero_conv(condition_channels or channels, channels), zero_conv(channels)"""},
-     "reach the copy"),
-    ("a3", "TestControlledBlock", "copy under no_grad", {"ControlledBlock.forward": """
-        with torch.no_grad():
-            h = self.copy(x + self.zero_in(c), *args)
-        return self.locked(x, *args) + self.zero_out(h)"""}, "cut the graph"),
-    ("a3", "TestConditionEncoder", "no zero convolution", {"ConditionEncoder.__init__": """
-        super().__init__(*layers, nn.Conv2d(channels, channels, 1))"""}, "exactly x"),
-    ("a3", "TestConditionEncoder", "two in series", {"ConditionEncoder.__init__": """
-        super().__init__(*layers[:-2], zero_conv(32, channels), nn.SiLU(), zero_conv(channels))"""}, "in series"),
-    ("a3", "TestConditionEncoder", "SiLU at the end", {"ConditionEncoder.__init__": """
-        super().__init__(*layers, zero_conv(channels), nn.SiLU())"""}, "nothing follows"),
-    ("a3", "TestControlNet", "hint added before the first convolution", {"ControlNet.forward": """
-        skips, middle, _ = self.encoder(x_t + hint.mean(1, keepdim=True), t, label)
-        return Control([zero(skip) for zero, skip in zip(self.zero_skips, skips)], self.zero_middle(middle))"""},
-     "first convolution gives"),
-    ("a3", "TestControlNet", "hint added at the skips", {"ControlNet.forward": """
-        skips, middle, _ = self.encoder(x_t, t, label)
-        return Control([zero(skip + hint) for zero, skip in zip(self.zero_skips, skips)], self.zero_middle(middle))"""},
-     "no difference to the middle"),
-    ("a3", "TestControlNet", "no zero convolutions", {"ControlNet.forward": """
-        skips, middle = self.encoder.rest(self.encoder.first(x_t) + hint, self.encoder.embed(t, label))
-        return Control(skips, middle)"""}, "residuals are zero"),
-    ("a3", "TestControlNet", "zero convolutions in the wrong order", {"ControlNet.forward": """
-        skips, middle = self.encoder.rest(self.encoder.first(x_t) + hint, self.encoder.embed(t, label))
-        return Control([zero(skip) for zero, skip in zip(self.zero_skips[::-1], skips)], self.zero_middle(middle))"""},
-     "zero convolution i"),
-    ("a3", "TestControlNet", "label forgotten", {"ControlNet.forward": """
-        emb = self.encoder.embed(t, torch.full_like(label, 1))
-        skips, middle = self.encoder.rest(self.encoder.first(x_t) + hint, emb)
-        return Control([zero(skip) for zero, skip in zip(self.zero_skips, skips)], self.zero_middle(middle))"""},
-     "x_t, t and label"),
-    ("a3", "TestResiduals", "reversed", {"UNet.forward": """
-        skips = [skip + residual for skip, residual in zip(skips, reversed(control.skips))]
-        middle = middle + control.middle"""}, "which one is first"),
-    ("a3", "TestResiduals", "averaged with the skips", {"UNet.forward": """
-        skips = [(skip + residual) / 2 for skip, residual in zip(skips, control.skips)]
-        middle = (middle + control.middle) / 2"""}, "unweighted"),
-    ("a3", "TestResiduals", "middle forgotten", {"UNet.forward": """
-        skips = [skip + residual for skip, residual in zip(skips, control.skips)]"""}, "middle is added"),
-    ("a3", "TestResiduals", "whole base under no_grad", {"UNet.forward": """
-        with torch.no_grad():
-            skips = [skip + residual for skip, residual in zip(skips, control.skips)]
-            middle = middle + control.middle"""}, "no gradient"),
-    ("a3", "TestResiduals", "into the running encoder", {"UNet.forward": """
-        skips, middle = self.encoder.rest(skips[0] + control.skips[0], emb)
-        skips = [skips[0]] + [skip + residual for skip, residual in zip(skips[1:], control.skips[1:])]
-        middle = middle + control.middle"""}, "running encoder"),
-    ("a3", "TestSum", "averaged", {"Control.__add__": """
-        return Control([(a + b) / 2 for a, b in zip(self.skips, other.skips)], (self.middle + other.middle) / 2)"""},
-     "not averaged"),
-    ("a3", "TestSum", "lists joined", {"Control.__add__": """
-        return Control(self.skips + other.skips, self.middle + other.middle)"""}, "two lists"),
-    ("a3", "TestSum", "added in place", {"Control.__add__": """
-        if other == 0:
-            return self
-        for a, b in zip(self.skips, other.skips):
-            a += b
-        self.middle += other.middle
-        return self"""}, "neither a nor b"),
-    ("a3", "TestSum", "sum(list) forgotten", {"Control.__add__": """
-        return Control([a + b for a, b in zip(self.skips, other.skips)], self.middle + other.middle)"""}, "int"),
-    ("a3", "TestSum", "scale or 1", {"Control.__mul__": """
-        scale = scale or 1.0
-        return Control([scale * skip for skip in self.skips], scale * self.middle)"""}, "strength 0"),
-    ("a3", "TestSum", "middle not scaled", {"Control.__mul__": """
-        return Control([scale * skip for skip in self.skips], self.middle)"""}, "every skip and to the middle"),
+    ("a3", "TestControlledBlock", "self.copy(x + self.zero_in(c), *args)", "self.copy(self.zero_in(c), *args)",
+     "copy see"),
+    ("a3", "TestControlledBlock", "+ self.zero_out(self.copy(", "+ (self.copy(", "to the last bit"),
+    ("a3", "TestControlledBlock", "self.locked = freeze(block)", "self.locked = block", "locked half"),
+    ("a3", "TestControlledBlock", "self.copy = trainable_copy(block)", "self.copy = block", "reach the copy"),
+    ("a3", "TestConditionEncoder", "*layers, zero_conv(channels)", "*layers, nn.Conv2d(channels, channels, 1)",
+     "exactly x"),
+    ("a3", "TestConditionEncoder", "*layers, zero_conv(channels)", "*layers, zero_conv(channels), nn.SiLU()",
+     "nothing follows"),
+    ("a3", "TestConditionEncoder", "*layers, zero_conv(channels)",
+     "*layers[:-2], zero_conv(channels // 2, channels), nn.SiLU(), zero_conv(channels)", "in series"),
+    ("a3", "TestControlNet", "rest(first + hint,", "rest(first,", "no difference to the middle"),
+    ("a3", "TestControlNet", "[zero(skip) for zero", "[skip for zero", "residuals are zero"),
+    ("a3", "TestControlNet", "zip(self.zero_skips, skips)", "zip(self.zero_skips[::-1], skips)", "zero convolution i"),
+    ("a3", "TestControlNet", "self.encoder.embed(t, prompt)", "self.encoder.embed(t, 0 * prompt)", "x_t, t and prompt"),
+    ("a3", "TestResiduals", "zip(skips, control.skips", "zip(skips, control.skips[::-1]", "which one is first"),
+    ("a3", "TestResiduals", "middle + control.middle", "middle", "middle is added"),
+    ("a3", "TestResiduals", "middle + control.middle", "middle + control.middle.detach()", "detached"),
+    ("a3", "TestResiduals", "skips = [skip + residual",
+     "skips, _ = self.encoder.rest(skips[0] + control.skips[0], emb, words)\n            skips = [skip + residual",
+     "running encoder"),
+    ("a3", "TestSum", "[a + b for a, b", "[(a + b) / 2 for a, b", "one by one"),
+    ("a3", "TestSum", "other == 0", "False", "int"),
+    ("a3", "TestSum", "Control([scale * skip for skip", "Control([(scale or 1) * skip for skip", "strength 0"),
+    ("a3", "TestSum", "self.skips], scale * self.middle", "self.skips], self.middle", "every skip and to the middle"),
 ]
 
 # Python starts and imports torch once, and the tests of an assignment are collected once. Then the process forks for
@@ -467,62 +305,67 @@ def write(tree, assignment, bodies):
     return files
 
 
+def spoilt(assignment, old, new):
+    """The library's files of an assignment, as {file: text}, with a part of a solution replaced."""
+    texts = {file: (ROOT / file).read_text() for file in ASSIGNMENTS[assignment]}
+    file = next((file for file, text in texts.items() if text.count(old) == 1), None)
+    assert file, f"{old} stands nowhere, or twice: mend WRONG"
+    return {**texts, file: texts[file].replace(old, new)}
+
+
+def run_tests(trees, folder, solutions):
+    """Runs tests on solutions: [(assignment, a part of the tests' names, {file: text})] -> the results of each."""
+    jobs = {name: [str(trees / name), f"tests/assignments/test_{name}.py", []] for name in ASSIGNMENTS}
+    for number, (assignment, tests, files) in enumerate(solutions):
+        shutil.copytree(trees / assignment / "minicnet", folder / str(number) / "minicnet",
+                        ignore=shutil.ignore_patterns("weights", "playground"))
+        for file, text in files.items():
+            (folder / str(number) / file).write_text(text)
+        jobs[assignment][2].append((str(folder / str(number)), tests))
+    subprocess.run([sys.executable, "-c", FORKS], input=json.dumps([*jobs.values()]), text=True, env=QUIET, check=True,
+                   timeout=300)
+    return [json.loads((folder / str(number) / "results.json").read_text())["tests"]
+            for number in range(len(solutions))]
+
+
 def points(results):
     return sum(test["score"] for test in results), sum(test["max_score"] for test in results)
 
 
+def test_students_begin_with_nothing_and_a_right_solution_earns_everything(trees, tmp_path):
+    solutions = [(name, "", write(trees / name, name, bodies)) for name in ASSIGNMENTS for bodies in ({}, RIGHT[name])]
+    results = run_tests(trees, tmp_path, solutions)
+    for most, blank, right in zip((30, 30, 40), results[::2], results[1::2]):
+        assert points(blank) == (0, most)
+        assert all(test["output"].startswith("not written yet (minicnet/") for test in blank)
+        assert points(right) == (most, most), [test for test in right if test["output"]]
+
+
 @pytest.fixture(scope="module")
-def results(trees, tmp_path_factory):
-    """Test results of every solution, by assignment and what is wrong with it; and of what students begin with."""
-    jobs = {name: [str(trees / name), f"tests/assignments/test_{name}.py", []] for name in ASSIGNMENTS}
-    folders = {}
-
-    def job(assignment, tests, about, bodies):
-        folders[assignment, about] = folder = tmp_path_factory.mktemp("solution")
-        shutil.copytree(trees / assignment / "minicnet", folder / "minicnet")
-        for file, text in write(trees / assignment, assignment, bodies).items():
-            (folder / file).write_text(text)
-        jobs[assignment][2].append((str(folder), tests))
-
-    for assignment in ASSIGNMENTS:
-        job(assignment, "", "blank", {})
-        job(assignment, "", "right", RIGHT[assignment])
-    for assignment, tests, about, bodies, _ in WRONG:
-        class_name = {"TestControlledBlock": "ControlledBlock", "TestSum": "Control"}.get(tests)
-        rest = {name: body for name, body in RIGHT[assignment].items() if name.split(".")[0] == class_name}
-        job(assignment, tests, about + tests, {**rest, **bodies})
-    subprocess.run([sys.executable, "-c", FORKS], input=json.dumps([*jobs.values()]), text=True, env=QUIET, check=True,
-                   timeout=120)
-    return {key: json.loads((folder / "results.json").read_text())["tests"] for key, folder in folders.items()}
+def wrong_results(trees, tmp_path_factory):
+    solutions = [(assignment, tests, spoilt(assignment, old, new)) for assignment, tests, old, new, _ in WRONG]
+    return dict(zip(WRONG, run_tests(trees, tmp_path_factory.mktemp("wrong"), solutions)))
 
 
-@pytest.mark.parametrize("assignment, most", {"a1": 30, "a2": 30, "a3": 40}.items())
-def test_students_begin_with_nothing_and_a_right_solution_earns_everything(results, assignment, most):
-    assert points(results[assignment, "blank"]) == (0, most)
-    assert all(test["output"].startswith("not written yet (minicnet/") for test in results[assignment, "blank"])
-    failed = [test for test in results[assignment, "right"] if test["output"]]
-    assert points(results[assignment, "right"]) == (most, most), failed
-
-
-@pytest.mark.parametrize("assignment, tests, about, bodies, hint", WRONG, ids=[f"{w[0]} {w[2]}" for w in WRONG])
-def test_a_wrong_solution_loses_points_and_gets_a_hint(results, assignment, tests, about, bodies, hint):
-    failed = [test for test in results[assignment, about + tests] if not test["score"]]
-    assert failed
-    assert any(hint in test["output"] for test in failed), [test["output"] for test in failed]
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: f"{wrong[1]} {wrong[4]}")
+def test_a_wrong_solution_loses_points_and_gets_a_hint(wrong_results, wrong):
+    failed = [test["output"] for test in wrong_results[wrong] if not test["score"]]
+    assert any(wrong[4] in output for output in failed), failed
 
 
 def test_every_task_has_two_wrong_solutions():
-    tasks = {(w[0], w[1]) for w in WRONG}
-    assert len(tasks) == 7 + 5 + 8
-    assert all(sum((w[0], w[1]) == task for w in WRONG) >= 2 for task in tasks)
+    tasks = [wrong[:2] for wrong in WRONG]
+    assert len(set(tasks)) == 7 + 6 + 8
+    assert all(tasks.count(task) >= 2 for task in tasks)
 
 
 @pytest.mark.parametrize("assignment", ASSIGNMENTS)
 def test_a_student_repository_holds_no_answer(trees, assignment):
     tree = trees / assignment
     names = {str(path.relative_to(tree)) for path in tree.rglob("*") if path.is_file()}
-    assert not {"notebooks/assignments/make_student.py", "notebooks/assignments/grade.py",
-                "notebooks/assignments/README.md", "tests/test_assignments.py"} & names
+    tools = {"make_student.py", "grade.py", "README.md"}
+    assert not {f"notebooks/assignments/{tool}" for tool in tools} & names and "tests/test_assignments.py" not in names
     assert [name for name in names if "assignments/" in name and name.endswith(".ipynb")] == [
         f"notebooks/assignments/{assignment}.ipynb"]
     assert not (tree / ".git").exists()
@@ -537,6 +380,21 @@ def test_a_student_repository_holds_no_answer(trees, assignment):
                 assert not [line for line in gone if len(line) > 30 and line in other], name
 
 
+def test_a_student_s_handout_has_its_written_questions_and_no_rubric(trees):
+    for name in ASSIGNMENTS:
+        handout = f"notebooks/assignments/{name}.ipynb"
+        assert "*Rubric.*" in (ROOT / handout).read_text()
+        text = (trees / name / handout).read_text()
+        assert "Rubric" not in text and "Written questions" in text
+
+
+@pytest.mark.parametrize("assignment, lessons", [("a2", ["03"]), ("a3", ["04", "05"])])
+def test_lessons_that_answer_a_written_question_are_left_out(trees, assignment, lessons):
+    kept = {path.name[:2] for path in (trees / assignment / "notebooks").glob("*.ipynb")}
+    assert "01" in kept and not kept & {*lessons, "07"}
+
+
+@pytest.mark.slow
 def test_other_tests_run_in_a_student_repository_or_say_what_they_need(trees):
     use = "import torch\nfrom minicnet.unet import timestep_embedding\n{}timestep_embedding(torch.zeros(1), 4)\n"
     (trees / "a2" / "tests" / "test_one.py").write_text("def test_one(): pass\n")
@@ -554,6 +412,12 @@ def test_a_folder_that_exists_is_not_touched(tmp_path):
     assert done.returncode == 1 and "exists already" in done.stderr and not list(tmp_path.iterdir())
 
 
+ENDLESS = """
+while True:
+    try:
+        pass
+    except BaseException:
+        pass"""
 DELETES = """
 import shutil
 from pathlib import Path
@@ -562,28 +426,28 @@ for path in (".", "..", *Path(__file__).parents[:2]):
 """
 
 
+@pytest.mark.slow
 def test_ten_submissions_are_graded_whatever_they_do(trees, tmp_path):
-    right = write(trees / "a2", "a2", RIGHT["a2"])["minicnet/unet.py"]
-    blank = write(trees / "a2", "a2", {})["minicnet/unet.py"]
-    endless = {**RIGHT["a2"], "Encoder.rest": """
-        while True:
-            try:
-                pass
-            except BaseException:
-                pass"""}
-    dies = {**RIGHT["a2"], "timestep_embedding": "import os\nos._exit(0)"}
-    leaves = {**RIGHT["a2"], "Decoder.forward": "raise SystemExit('bye')"}
-    submissions = {
-        "01-right": ({"unet.py": right}, 30), "02-blank": ({"unet.py": blank}, 0), "03-nothing": ({}, 0),
-        "04-endless": ({"unet.py": write(trees / "a2", "a2", endless)["minicnet/unet.py"]}, 26),
-        "05-syntax": ({"unet.py": right + "def broken(:\n"}, 0),
-        "06-deletes": ({"unet.py": DELETES + right}, None),
-        "07-dies": ({"unet.py": write(trees / "a2", "a2", dies)["minicnet/unet.py"]}, 24),
-        "08-leaves": ({"unet.py": write(trees / "a2", "a2", leaves)["minicnet/unet.py"]}, 25),
-        "09-elsewhere": ({"minicnet/unet.py": right}, 30),
-        "10-cheats": ({"unet.py": blank, "tests/assignments/test_a2.py": "def test_all(): pass\n",
-                       "conftest.py": "raise SystemExit\n"}, 0)}
-    for student, (files, _) in submissions.items():
+    def handed_in(**bodies):
+        return write(trees / "a2", "a2", bodies)
+
+    def changed(function, body):
+        return handed_in(**{**RIGHT["a2"], function: body})
+
+    right, blank = handed_in(**RIGHT["a2"]), handed_in()
+    submissions = {  # what is handed in, its points, and a part of the remarks
+        "01-right": ({Path(file).name: text for file, text in right.items()}, 30, ""),
+        "02-blank": (blank, 0, "not written yet"),
+        "03-nothing": ({}, 0, "no unet.py was handed in"),
+        "04-endless": (changed("Encoder.rest", ENDLESS), 27, "does not end"),
+        "05-syntax": ({**right, "minicnet/unet.py": "def broken(:\n"}, 8, "SyntaxError"),
+        "06-deletes": ({**right, "minicnet/unet.py": DELETES + right["minicnet/unet.py"]}, None, ""),
+        "07-dies": (changed("timestep_embedding", "import os\nos._exit(0)"), 25, "Python itself was ended"),
+        "08-leaves": (changed("Decoder.forward", "raise SystemExit('bye')"), 26, "SystemExit"),
+        "09-one-file": ({"words.py": right["minicnet/words.py"]}, 8, "no unet.py was handed in"),
+        "10-cheats": ({**blank, "tests/assignments/test_a2.py": "def test_all(): pass\n",
+                       "conftest.py": "raise SystemExit\n"}, 0, "not written yet")}
+    for student, (files, _, _) in submissions.items():
         (tmp_path / "submissions" / student).mkdir(parents=True)
         for name, text in files.items():
             (tmp_path / "submissions" / student / name).parent.mkdir(parents=True, exist_ok=True)
@@ -595,13 +459,9 @@ def test_ten_submissions_are_graded_whatever_they_do(trees, tmp_path):
     with open(tmp_path / "grades.csv", newline="") as file:
         rows = {row["student"]: row for row in csv.DictReader(file)}
     assert list(rows) == list(submissions)
-    for student, (files, expected) in submissions.items():
-        if expected is not None:
-            assert int(rows[student]["total"]) == expected, rows[student]
-        assert all((tmp_path / "submissions" / student / name).read_text() == text for name, text in files.items())
-    assert 0 <= int(rows["06-deletes"]["total"]) <= 30  # what is in memory already may still be right
-    assert rows["01-right"]["remarks"] == "" and rows["01-right"]["3. SelfAttention.forward"] == "8"
-    remarks = {"02-blank": "not written yet", "03-nothing": "no unet.py was handed in", "04-endless": "does not end",
-               "05-syntax": "SyntaxError", "07-dies": "Python itself was ended", "08-leaves": "SystemExit"}
-    for student, remark in remarks.items():
+    for student, (files, expected, remark) in submissions.items():
+        total = int(rows[student]["total"])
+        assert total == expected or expected is None and 0 <= total <= 30, rows[student]
         assert remark in rows[student]["remarks"]
+        assert all((tmp_path / "submissions" / student / name).read_text() == text for name, text in files.items())
+    assert rows["01-right"]["remarks"] == "" and rows["01-right"]["3. attention_weights and attend"] == "8"

@@ -1,9 +1,14 @@
-"""The drawn digits: seeded, balanced, framed like MNIST, drawn and painted as the geometry says, and legible."""
+"""The drawn digits: seeded, balanced, framed like MNIST, painted as the geometry says, legible, described, coloured."""
+
+import itertools
 
 import pytest
 import torch
 
-from minicnet.digits import HAND_SHAPES, MAX_POINTS, PATH_POINTS, draw_digits, paint, trace
+from minicnet import digits, words
+from minicnet.conditions import canny
+from minicnet.digits import HAND_SHAPES, INKS, MAX_POINTS, PAPERS, PATH_POINTS, colourise, draw_digits, paint, trace
+from minicnet.evaluation import edge_f1
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +32,7 @@ def test_images_and_labels_are_of_the_promised_kind(drawn):
     assert images.shape == (6000, 1, 28, 28) and images.dtype == torch.float32
     assert labels.shape == (6000,) and labels.dtype == torch.int64
     assert images.min() == -1 and images.max() == 1
-    assert images.amax((1, 2, 3)).min() > 0.5                               # no digit is without ink
+    assert images.amax((1, 2, 3)).min() > 0.5  # no digit is without ink
 
 
 def test_each_ten_in_a_row_hold_every_label_once_in_random_order(drawn):
@@ -41,6 +46,12 @@ def test_the_same_seed_draws_the_same_digits_and_another_seed_others(drawn):
     assert torch.equal(images, drawn[0][:30]) and torch.equal(labels, drawn[1][:30])
     others, _ = draw_digits(30, seed=1)
     assert (images - others).abs().amax((1, 2, 3)).min() > 0.5
+
+
+def test_a_seed_draws_what_it_always_drew(drawn):
+    assert drawn[1][:10].tolist() == [2, 3, 4, 8, 6, 0, 9, 5, 1, 7]
+    ink = torch.tensor([150.043, 89.318, 137.115, 118.193, 155.674, 191.674, 92.515, 82.879, 64.351, 69.064])
+    torch.testing.assert_close(((drawn[0][:10] + 1) / 2).sum((1, 2, 3)), ink, rtol=0, atol=0.01)
 
 
 def test_a_larger_count_adds_more_behind(drawn):
@@ -66,20 +77,20 @@ def test_a_count_below_one_is_refused(count):
 def test_digits_sit_in_the_frame_as_those_of_mnist_do(drawn):
     x, y, width, height = ink_moments(drawn[0])
     longer = torch.maximum(width, height)
-    assert 18.5 < longer.mean() < 20.5 and longer.max() <= 24               # MNIST: 20 pixels
+    assert 18.5 < longer.mean() < 20.5 and longer.max() <= 24  # MNIST: 20 pixels
     assert (x.mean() - 14.5).abs() < 0.3 and (y.mean() - 14.5).abs() < 0.3  # MNIST: 14.5
     assert x.std() < 1 and y.std() < 1
     rim = torch.ones(28, 28, dtype=torch.bool)
     rim[1:-1, 1:-1] = False
-    assert (drawn[0][:, 0, rim] > 0).any(1).float().mean() < 0.02           # few touch the edge; MNIST: 0.012
+    assert (drawn[0][:, 0, rim] > 0).any(1).float().mean() < 0.02  # few touch the edge; MNIST: 0.012
 
 
 def test_there_is_as_much_ink_as_on_mnist(drawn):
     ink = ((drawn[0] + 1) / 2).mean((1, 2, 3))
-    assert ink.mean() == pytest.approx(0.131, abs=0.01)                     # MNIST: 0.1307
-    assert ink.std() == pytest.approx(0.043, abs=0.01)                      # MNIST: 0.0435
+    assert ink.mean() == pytest.approx(0.131, abs=0.01)  # MNIST: 0.1307
+    assert ink.std() == pytest.approx(0.043, abs=0.01)  # MNIST: 0.0435
     grey = ((drawn[0].abs() < 0.8).float()).mean()
-    assert 0.07 < grey < 0.11                                               # soft rims; MNIST: 0.087
+    assert 0.07 < grey < 0.11  # soft rims; MNIST: 0.087
 
 
 def test_ones_are_narrow_and_zeros_are_hollow(drawn):
@@ -101,6 +112,102 @@ def test_digits_of_another_seed_are_read_by_their_nearest_neighbours(drawn):
     images, labels = draw_digits(500, seed=1)
     nearest = torch.cdist(images.flatten(1), drawn[0].flatten(1)).argmin(1)
     assert (drawn[1][nearest] == labels).float().mean() > 0.9
+
+
+# -- Descriptions ------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def prompts():
+    return digits.describe_digits(6000, seed=0)[0]
+
+
+def test_prompts_name_the_digits_that_are_drawn_and_a_larger_count_adds_more(drawn, prompts):
+    assert torch.equal(digits.describe_digits(1234, seed=0)[1], drawn[1][:1234])
+    assert digits.describe_digits(1234, seed=0)[0] == prompts[:1234]
+    assert all(words.DIGITS[label] in prompt.split() for label, prompt in zip(drawn[1].tolist(), prompts))
+    assert len(set(prompts)) == 10 * 3 * 3
+
+
+@pytest.mark.parametrize("word, share", [("thin", 0.25), ("thick", 0.25), ("left", 0.22), ("right", 0.22)])
+def test_each_word_is_said_of_about_a_quarter_of_every_digit(drawn, prompts, word, share):
+    said = torch.tensor([word in prompt.split() for prompt in prompts]).float()
+    assert said.mean() == pytest.approx(share, abs=0.02)
+    assert all(said[drawn[1] == digit].mean() == pytest.approx(share, abs=0.06) for digit in range(10))
+
+
+def test_words_are_visible_in_the_ink(drawn, prompts):
+    """Thickness: ink by length of the rim. Slant: the least squares line through the ink. Each digit by itself."""
+    images, labels = drawn
+    ink, place = (images[:, 0] + 1) / 2, torch.arange(28) + 0.5
+    thickness = ink.sum((1, 2)) / (ink.diff(dim=1).abs().sum((1, 2)) + ink.diff(dim=2).abs().sum((1, 2)))
+    x, y = ((place - (ink.sum(along) @ place / ink.sum((1, 2)))[:, None]) for along in (1, 2))  # (N, 28) each
+    slant = -torch.einsum("nyx,ny,nx->n", ink, y, x) / torch.einsum("nyx,ny->n", ink, y**2)
+    for digit, measure, (less, more) in itertools.product(
+            range(10), (thickness, slant), (("thin", "thick"), ("left", "right"))):
+        few, many = (torch.tensor([word in prompt.split() for prompt in prompts]) & (labels == digit)
+                     for word in (less, more))
+        right = (measure[few][:, None] < measure[many]).float().mean()  # of all pairs
+        expected = (less == "thin") == (measure is thickness)
+        assert right > 0.97 if expected else 0.3 < right < 0.7
+
+
+def test_a_sheared_path_leans_by_as_much():
+    path = trace(HAND_SHAPES[3][0])
+    path = (path[1] @ path[0])[None]  # (1, P, 2), y downwards
+    sheared = torch.stack([path[..., 0] - 0.4 * path[..., 1], path[..., 1]], dim=-1)  # to the right at the top
+    label = torch.tensor([3])
+    assert (digits.lean(sheared, label) - digits.lean(path, label)).item() == pytest.approx(0.4, abs=1e-5)
+
+
+# -- Colours -----------------------------------------------------------------------------------------------------------
+
+def test_no_two_families_of_colours_overlap():
+    """A colour d away from c, |d| <= JITTER in each channel, is nearer to another c + v if d . v > |v|^2 / 2."""
+    for families in (INKS, PAPERS):
+        for one, other in itertools.permutations(map(torch.tensor, families.values()), 2):
+            v = (one - other).float()
+            assert digits.JITTER * v.abs().sum() < 0.8 * v.square().sum() / 2  # and that with room to spare
+    assert tuple(INKS) == words.INKS and tuple(PAPERS) == words.PAPERS
+
+
+def test_ink_and_paper_are_of_the_named_families_and_fill_them(drawn):
+    prompts, *colours = digits.choose_colours(drawn[1], seed=2, train=False)
+    for families, place, colour in zip((INKS, PAPERS), (1, 4), colours):
+        named = torch.tensor([families[prompt.split()[place]] for prompt in prompts])
+        apart = colour[..., 0, 0] - named
+        assert 0.9 * digits.JITTER < min(apart.max(), -apart.min()) and apart.abs().max() < digits.JITTER + 1e-6
+        counts = torch.tensor([sum(word in prompt.split() for prompt in prompts) for word in families])
+        assert (counts * len(families) / len(prompts) - 1).abs().max() < 0.15
+
+
+def test_a_tenth_of_the_combinations_is_held_out_evenly():
+    digit, ink, paper = torch.meshgrid(torch.arange(10), torch.arange(8), torch.arange(6), indexing="ij")
+    held = digits.held_out(digit, ink, paper)
+    assert held.sum() == 48 and bool(digits.held_out(2, 4, 0)) == held[2, 4, 0].item()
+    assert set(held.sum((1, 2)).tolist()) == {4, 5}  # of 48 for each digit
+    assert set(held.sum((0, 2)).tolist()) == {6} and set(held.sum((0, 1)).tolist()) == {8}
+
+
+def test_training_shows_every_combination_but_those_held_out():
+    labels = torch.arange(20_000) % 10
+    for train in (True, False):
+        prompts, *_ = digits.choose_colours(labels, seed=0, train=train)
+        seen = {(words.DIGITS.index(said[2]), list(INKS).index(said[1]), list(PAPERS).index(said[4]))
+                for said in map(str.split, prompts)}
+        assert len(seen) == (432 if train else 480) and not (train and any(digits.held_out(*some) for some in seen))
+
+
+def test_gray_lies_between_paper_and_ink_and_a_seed_chooses_the_same_again():
+    labels = torch.arange(10).repeat(2)
+    black, gray, white = (colourise(torch.full((20, 1, 1, 1), value), labels, seed=1)[0] for value in (-1.0, -0.5, 1.0))
+    assert black.shape == (20, 3, 1, 1) and black.dtype == torch.float32
+    torch.testing.assert_close(gray, 0.75 * black + 0.25 * white)
+    assert (white > black).any(1).all() and not torch.equal(black, colourise(-torch.ones(20, 1, 1, 1), labels, 2)[0])
+
+
+def test_coloured_digits_have_the_edges_of_the_gray_ones(drawn):
+    gray, labels = drawn[0][:200], drawn[1][:200]
+    assert edge_f1(colourise(gray, labels, seed=0)[0], canny(gray)) > 0.98
 
 
 # -- Hand shapes -------------------------------------------------------------------------------------------------------
@@ -146,14 +253,14 @@ def test_a_point_given_twice_is_a_corner():
     points, basis = trace("00 06 06 66")
     path = (basis @ points) * 4.5 + torch.tensor([3, 4.5])
     on_a_leg = torch.minimum(path[:, 0].abs(), (path[:, 1] - 6).abs())
-    assert on_a_leg.max() < 1e-4                                            # straight down, then straight to the right
+    assert on_a_leg.max() < 1e-4  # straight down, then straight to the right
     rounded = trace("00 06 66")
     path = (rounded[1] @ rounded[0]) * 4.5 + torch.tensor([3, 4.5])
     assert torch.minimum(path[:, 0].abs(), (path[:, 1] - 6).abs()).max() > 0.2
 
 
 def test_a_closed_curve_does_not_show_where_it_began():
-    points, basis = trace("30 03 06 39 66 63 30")                           # upside down it is the same
+    points, basis = trace("30 03 06 39 66 63 30")  # upside down it is the same
     path = basis @ points
     half = PATH_POINTS // 2
     assert torch.allclose(path[half:], -path[:half], atol=0.01)
@@ -181,7 +288,7 @@ def test_a_line_is_as_thick_and_as_soft_as_asked(radius, edge):
     expected = (0.5 + (radius - distance) / edge).clamp(0, 1)
     for column in range(8, 20):
         assert torch.allclose(image[:, column], expected, atol=0.02)
-    assert image[:, :2].max() == 0 and image[:, -2:].max() == 0             # the line ends where it should
+    assert image[:, :2].max() == 0 and image[:, -2:].max() == 0  # the line ends where it should
 
 
 def test_a_lifted_pen_makes_the_line_no_thicker():
@@ -194,4 +301,4 @@ def test_a_lifted_pen_makes_the_line_no_thicker():
 def test_a_denser_path_leaves_no_more_ink():
     radius, edge = torch.tensor([1.2]), torch.tensor([1.0])
     coarse, fine = paint(straight_line(30), radius, edge)[0], paint(straight_line(300), radius, edge)[0]
-    assert torch.allclose(coarse[:, 8:20], fine[:, 8:20], atol=1e-4)        # away from the ends
+    assert torch.allclose(coarse[:, 8:20], fine[:, 8:20], atol=1e-4)  # away from the ends

@@ -5,19 +5,19 @@ from minicnet.checkpoints import CheckpointError, fingerprint, load_base, load_c
 from minicnet.controlnet import ControlNet
 from minicnet.export import export
 from minicnet.unet import UNet
+from minicnet.words import VOCABULARY
 
 
 @pytest.fixture
 def runs(tmp_path, randomised):
     """Two runs with one base: one for edges, one for colours."""
-    unet = randomised(UNet(channels=8, multipliers=[1]))
+    unet = randomised(UNet(channels=8, multipliers=(1,)))
     for seed, (name, condition) in enumerate([("edges", "canny"), ("colours", "colour")]):
-        control_net = randomised(ControlNet(unet), seed=seed)
         save_checkpoint(tmp_path / name / "base.pt", {
-            "kind": "base", "model": unet.settings, "weights": unet.state_dict()})
+            "kind": "base", "model": unet.settings, "vocabulary": list(VOCABULARY), "weights": unet.state_dict()})
         save_checkpoint(tmp_path / name / "control.pt", {
             "kind": "control", "condition": condition, "condition_channels": 1, "base": fingerprint(unet),
-            "weights": control_net.state_dict()})
+            "weights": randomised(ControlNet(unet), seed=seed).state_dict()})
         (tmp_path / name / "metrics.json").write_text(f'"{name}"\n')
     return [tmp_path / "edges", tmp_path / "colours"]
 
@@ -25,16 +25,14 @@ def runs(tmp_path, randomised):
 def test_exported_networks_are_half_as_large_and_nearly_the_same(runs, tmp_path):
     weights = tmp_path / "weights"
     export(weights, *runs)
-    pairs = [(runs[0] / "base.pt", "base.pt"), (runs[0] / "control.pt", "canny.pt"),
-             (runs[1] / "control.pt", "colour.pt")]
-    for before, after in pairs:
-        assert (weights / after).stat().st_size < 0.75 * before.stat().st_size
-        before, after = (torch.load(path, weights_only=True)["weights"] for path in (before, weights / after))
+    for before, after in [(runs[0] / "base.pt", weights / "base.pt"), (runs[0] / "control.pt", weights / "canny.pt"),
+                          (runs[1] / "control.pt", weights / "colour.pt")]:
+        assert after.stat().st_size < 0.75 * before.stat().st_size
+        before, after = (torch.load(path, weights_only=True)["weights"] for path in (before, after))
         for name, weight in before.items():
             assert after[name].dtype == torch.float16
             torch.testing.assert_close(after[name].float(), weight, rtol=1e-3, atol=1e-6)
-    assert (weights / "canny.json").read_text() == '"edges"\n'
-    assert (weights / "colour.json").read_text() == '"colours"\n'
+    assert [(weights / name).read_text() for name in ("canny.json", "colour.json")] == ['"edges"\n', '"colours"\n']
 
 
 def test_exported_controls_belong_to_the_exported_base_alone(runs, tmp_path):
@@ -47,7 +45,7 @@ def test_exported_controls_belong_to_the_exported_base_alone(runs, tmp_path):
 
 
 def test_runs_of_different_bases_are_not_exported_together(runs, tmp_path, randomised):
-    other = randomised(UNet(channels=8, multipliers=[1]), seed=9)
+    other = randomised(UNet(channels=8, multipliers=(1,)), seed=9)
     control = torch.load(runs[1] / "control.pt", weights_only=True)
     save_checkpoint(runs[1] / "control.pt", {**control, "base": fingerprint(other)})
     with pytest.raises(CheckpointError, match="another base"):

@@ -1,7 +1,6 @@
 """The whole story of train_mnist_edges.py in seconds: few drawn digits, a narrow network and a handful of steps."""
 
 import json
-import math
 import os
 import runpy
 import signal
@@ -13,45 +12,35 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 import torch
+import torch.nn.functional as F
 
 import train_mnist_edges as script
 from minicnet import data, sample
-from minicnet.checkpoints import CheckpointError, fingerprint, load_base, load_checkpoint, load_control
+from minicnet.checkpoints import CheckpointError, fingerprint, load_base, load_checkpoint, load_control, save_checkpoint
 from minicnet.conditions import CONDITIONS, canny
-from minicnet.controlnet import ControlNet
+from minicnet.controlnet import controlled
 from minicnet.diffusion import NoiseSchedule
-from minicnet.digits import draw_digits
-from minicnet.evaluation import MEASURES, edge_f1, frechet_distance, heldout_loss, label_accuracy, train_classifier
-from minicnet.sample import generate
-from minicnet.unet import UNet
+from minicnet.evaluation import MEASURES, edge_f1, frechet_distance, heldout_loss, train_classifier
+from minicnet.sampling import generate, seeded_noise
+from minicnet.words import tokenize
 
 SCRIPT = Path(script.__file__)
-TRAIN, TEST = draw_digits(150, seed=0), draw_digits(30, seed=1)
-BASE_KEYS = {"parameters", "steps", "heldout_loss", "label_accuracy", "frechet"}
-CONTROL_KEYS = {"trainable_parameters", "steps", "heldout_loss", "heldout_loss_shuffled", "edge_f1", "edge_f1_strict",
-                "edge_f1_strict_floor", "edge_f1_strict_ceiling", "edge_f1_floor", "edge_f1_ceiling",
-                "label_accuracy", "frechet"}
-KEYS = {"dataset", "condition", "measure", "device", "seed", "torch", "date", "seconds", "base", "control",
-        "frechet_real", "classifier_accuracy"}
+COLUMNS = {"base, guidance 1", "base, guidance 2", "with control, guidance 1", "with control, guidance 2",
+           "real images"}
 
 
 def make_small(patch):
-    """Replaces the data and the network by small ones. The dataset "cifar10" then holds coloured digits."""
-    def load_dataset(name, split, data_dir):
-        images, labels = TRAIN if split == "train" else TEST
-        return (images.expand(-1, 3, -1, -1) if name == "cifar10" else images), labels
-
-    patch.setattr(script, "load_dataset", load_dataset)
-    patch.setattr(script, "choose_dataset", lambda name, data_dir: "drawn" if name == "auto" else name)
-    patch.setattr(script, "UNet", lambda in_channels, **model: UNet(in_channels, channels=8, multipliers=(1,), patch=4))
-    patch.setattr(script, "generate", lambda *args, **settings: generate(*args, **{**settings, "steps": 2}))
+    patch.setattr(data, "DRAWN", {"train": 150, "test": 30})
     patch.setattr(script, "VALIDATION", 40)
+    patch.setattr(script, "generate", lambda *args, **settings: generate(*args, **{**settings, "steps": 3}))
+    for name in ("drawn", "coloured-drawn"):
+        patch.setitem(script.MODELS, name, dict(channels=8, multipliers=(1,), patch=4))
 
 
 def arguments(out, *flags):
-    args = script.parse_arguments(["--out", str(out), "--device", "cpu", "--base-steps", "12", "--control-steps", "5",
-                                   "--batch-size", "4", *flags])
-    args.classifier_steps, args.measure = 3, 9
+    args = script.parse_arguments(["--out", str(out), "--device", "cpu", "--dataset", "drawn", "--base-steps", "4",
+                                   "--control-steps", "3", "--batch-size", "4", "--measured", "9", *map(str, flags)])
+    args.classifier_steps = 3
     return args
 
 
@@ -67,30 +56,22 @@ def no_figures(monkeypatch):
 
 
 class Finished:
-    """A run, from beginning to end: its folder, what it printed, how `train` was called, and the base at that time."""
+    """A run, from beginning to end: its folder, metrics, what it printed, and how each stage was trained."""
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     run = Finished()
-    run.out, run.calls, run.base_bytes, run.titles = tmp_path_factory.mktemp("run") / "deep" / "run", [], [], []
+    run.out, run.calls, printed = tmp_path_factory.mktemp("run") / "deep" / "run", [], []
+    fit = script.fit
 
-    def train(*args, **settings):
-        result = train_before(*args, **settings)
-        run.calls.append((args, settings, result[0]))
-        run.base_bytes.append((run.out / "base.pt").read_bytes())
-        return result
+    def recording(*args, **settings):
+        run.calls.append((args, settings))
+        return fit(*args, **settings)
 
-    def titled(function):
-        return lambda *args: run.titles.append(args[-1]) or function(*args)
-
-    train_before = script.train
     with pytest.MonkeyPatch.context() as patch:
         make_small(patch)
-        patch.setattr(script, "train", train)
-        patch.setattr(script, "samples_sheet", titled(script.samples_sheet))
-        patch.setattr(script, "learning_curves", titled(script.learning_curves))
-        printed = []
+        patch.setattr(script, "fit", recording)
         patch.setattr("builtins.print", lambda *args, **settings: printed.append(" ".join(map(str, args))))
         script.main(arguments(run.out))
     run.printed = "\n".join(printed)
@@ -110,219 +91,159 @@ def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+def copy_of(finished, out):
+    out.mkdir(exist_ok=True)
+    for name, content in files(finished.out).items():
+        (out / name).write_bytes(content)
+    return out
+
+
 # What a run leaves
 
 
-def test_a_run_leaves_the_five_files(finished):
+def test_a_run_leaves_five_files_and_prints_its_table_and_where_they_are(finished):
     assert sorted(path.name for path in finished.out.iterdir()) == sorted(script.FILES)
     assert set(script.FILES) == {"base.pt", "control.pt", "metrics.json", "samples.png", "learning.png"}
-
-
-def test_metrics_have_the_names_that_were_agreed_on(finished):
-    metrics = finished.metrics
-    assert KEYS <= set(metrics) and set(metrics["seconds"]) == {"base", "control", "total"}
-    assert BASE_KEYS <= set(metrics["base"]) and CONTROL_KEYS <= set(metrics["control"])
-
-
-def test_metrics_are_finite_and_in_range(finished):
-    metrics = finished.metrics
-    base, control, seconds = metrics["base"], metrics["control"], metrics["seconds"]
-    for value in (*base.values(), *control.values(), *seconds.values(), metrics["frechet_real"]):
-        assert math.isfinite(value) and value >= 0
-    for name, value in (*base.items(), *control.items(), ("label_accuracy", metrics["classifier_accuracy"])):
-        if "accuracy" in name or "f1" in name:
-            assert 0 <= value <= 1
-    assert control["edge_f1_ceiling"] == 1
-    assert control["edge_f1_strict"] <= control["edge_f1"] and 0 < control["edge_f1_floor"] < 1
-    assert seconds["total"] > seconds["base"] + seconds["control"] and min(seconds.values()) > 0
-
-
-def test_metrics_say_what_was_run(finished):
-    metrics = finished.metrics
-    assert (metrics["dataset"], metrics["device"], metrics["seed"]) == ("drawn", "cpu", 0)
-    assert metrics["torch"] == torch.__version__ and metrics["images"] == 9
-    assert (metrics["base"]["steps"], metrics["control"]["steps"]) == (12, 5)
-
-
-def test_the_numbers_of_parameters_are_those_of_the_networks(finished):
-    unet, _ = load_base(finished.out / "base.pt")
-    control_net, _ = load_control(finished.out / "control.pt", unet)
-    assert finished.metrics["base"]["parameters"] == sum(p.numel() for p in unet.parameters())
-    assert finished.metrics["control"]["trainable_parameters"] == sum(p.numel() for p in control_net.parameters())
-
-
-def test_training_the_control_leaves_base_pt_and_the_base_as_they_were(finished):
-    before, after = finished.base_bytes
-    assert before == after == (finished.out / "base.pt").read_bytes()
-    unet, _ = load_base(finished.out / "base.pt")
-    assert finished.calls[1][1]["about"]["base"] == fingerprint(unet)
-
-
-def test_the_base_is_locked(finished):
-    unet = finished.calls[0][0][0]
-    assert not unet.training
-    assert all(p.grad is None and not p.requires_grad for p in unet.parameters())
-
-
-def test_the_control_starts_from_exactly_the_base(finished):
-    (_, _, base_history), (_, _, control_history) = finished.calls
-    start = control_history[0]
-    assert start["heldout_loss"] == start["heldout_loss_shuffled"] == base_history[-1]["heldout_loss"]
-    assert control_history[-1]["heldout_loss"] != start["heldout_loss"]
-
-
-def test_a_tenth_of_the_labels_is_dropped_for_the_base_and_half_for_the_control(finished):
-    assert [settings["drop_labels"] for _, settings, _ in finished.calls] == [0.1, 0.5]
-    assert [settings["about"]["kind"] for _, settings, _ in finished.calls] == ["base", "control"]
-    assert [settings["null_label"] for _, settings, _ in finished.calls] == [10, 10]
-
-
-def test_images_that_are_looked_at_while_training_are_not_trained_on(finished):
-    for (_, _, _, images, labels), _, _ in finished.calls:
-        assert torch.equal(images, TRAIN[0][:110]) and torch.equal(labels, TRAIN[1][:110])
-
-
-def test_the_figures_name_the_dataset_and_hold_the_images(finished):
-    assert len(finished.titles) == 2 and all(title.startswith("drawn, seed 0") for title in finished.titles)
-    sheet, curves = (matplotlib.image.imread(finished.out / name) for name in ("samples.png", "learning.png"))
-    assert min(sheet.shape[:2]) > 600 and sheet.shape[1] < 2500
-    assert curves.shape[1] > 1000 and sheet.std() > 0.1
-
-
-def test_a_run_ends_with_the_table_and_where_the_files_are(finished):
-    control = finished.metrics["control"]
-    for text in (f"{control['edge_f1']:.3f}", f"{control['edge_f1_floor']:.3f}", "with control", str(finished.out)):
+    score = finished.metrics["measured"]["with control, guidance 2"]["edge_f1"]
+    for text in (f"{score:.3f}", "with control", str(finished.out), *script.FILES):
         assert text in finished.printed
-    assert all(name in finished.printed for name in script.FILES)
+    sheet, curves = (matplotlib.image.imread(finished.out / name) for name in ("samples.png", "learning.png"))
+    assert min(sheet.shape[:2]) > 600 and sheet.shape[1] < 2500 and curves.shape[1] > 1000 and sheet.std() > 0.1
+
+
+def test_metrics_say_what_was_run_and_how_good_it_is(finished):
+    metrics = finished.metrics
+    for name, value in dict(dataset="drawn", base_dataset="drawn", condition="canny", measure="edge_f1", device="cpu",
+                            seed=0, images=9, batch_size=4, base_steps=4, control_steps=3).items():
+        assert metrics[name] == value
+    seconds = metrics["seconds"]
+    assert seconds["total"] > seconds["base"] + seconds["control"] > seconds["base"] > 0
+    assert set(metrics["measured"]) == COLUMNS
+    for column in metrics["measured"].values():
+        assert {"edge_f1", "edge_f1_strict", "digit", "all", "frechet"} <= set(column)
+        assert 0 <= column["edge_f1_strict"] <= column["edge_f1"] <= 1 and column["frechet"] > 0
+        assert 0 <= column["all"] <= column["digit"] <= 1
+    assert metrics["measured"]["real images"]["edge_f1_strict"] == 1
+
+
+def test_the_control_starts_from_exactly_the_base_and_leaves_it_locked_and_as_it_was(finished):
+    unet, base = load_base(finished.out / "base.pt")
+    _, control = load_control(finished.out / "control.pt", unet)  # refuses one that was trained for other weights
+    start, end = control["history"][0], control["history"][-1]
+    assert start["heldout_loss"] == start["heldout_loss_shuffled"] == base["history"][-1]["heldout_loss"]
+    assert end["heldout_loss"] != start["heldout_loss"] and end["step"] == 3
+    trained = finished.calls[0][0][0]
+    assert fingerprint(trained) == fingerprint(unet) and not trained.training
+    assert all(p.grad is None and not p.requires_grad for p in trained.parameters())
+
+
+def test_both_learn_from_the_same_images_but_none_that_is_looked_at_and_drop_a_tenth_and_half_of_the_prompts(finished):
+    images, prompts = data.load_dataset("drawn")[0][:110], tokenize(data.captions("drawn")[:110])
+    for (args, settings), share in zip(finished.calls, (0.1, 0.5), strict=True):
+        assert torch.equal(args[3], images) and torch.equal(args[4][:, 0], prompts)
+        assert settings["drop_prompts"] == share
 
 
 def test_what_was_trained_draws(finished, tmp_path):
-    picture = tmp_path / "drawing.png"
-    matplotlib.image.imsave(picture, TEST[0][0, 0].numpy(), cmap="gray")
-    sample.main(["--control", str(finished.out / "control.pt"), "--condition", str(picture), "--image", "--label", "3",
-                 "--steps", "2", "--count", "2", "--out", str(tmp_path / "out.png"), "--device", "cpu"])
+    digit = data.load_dataset("drawn", "test")[0][0, 0]
+    matplotlib.image.imsave(tmp_path / "drawing.png", digit.numpy(), cmap="gray")
+    sample.main(sample.parse_arguments([
+        "--control", str(finished.out / "control.pt"), "--condition", str(tmp_path / "drawing.png"), "--image",
+        "--prompt", "a thick three", "--steps", "2", "--count", "2", "--out", str(tmp_path / "out.png")]))
     assert (tmp_path / "out.png").exists()
 
 
-@pytest.mark.parametrize("condition", [name for name in CONDITIONS if name != "canny"])
-def test_a_second_condition_uses_the_base_of_the_first_run(no_figures, finished, tmp_path, monkeypatch, condition):
-    monkeypatch.setattr(script, "train", at_call(2, script.train))  # the base is not trained again
-    script.main(arguments(tmp_path, "--condition", condition, "--base", str(finished.out / "base.pt")))
+def test_the_numbers_are_of_what_they_say(no_figures, finished, tmp_path, randomised):
+    """With random weights, because a base and a control of a few steps draw nearly the same."""
+    unet = randomised(load_base(finished.out / "base.pt")[0], std=0.1)
+    net = randomised(load_control(finished.out / "control.pt", unet, force=True)[0], std=0.1, seed=1)
+    for name, module, changes in (("base", unet, {}), ("control", net, {"base": fingerprint(unet)})):
+        checkpoint = torch.load(finished.out / f"{name}.pt", weights_only=True)
+        save_checkpoint(tmp_path / f"{name}.pt", {**checkpoint, **changes, "weights": module.state_dict()})
+    script.main(arguments(tmp_path, "--resume"))
+
+    images, prompt = data.load_dataset("drawn", "test")[0][:9], tokenize(data.captions("drawn", "test")[:9])
+    train_images, train_labels = data.load_dataset("drawn")
+    edges, noise, schedule = canny(images), seeded_noise(images.shape, 0), NoiseSchedule.cosine(1000)
+    classifier = train_classifier(train_images[:110], train_labels[:110], steps=3, seed=0)
+    metrics = read_json(tmp_path / "metrics.json")
+
+    def loss(*controls):
+        eps = controlled(unet, controls)
+        return heldout_loss(lambda x_t, t: eps(x_t, t, prompt), schedule, images)
+
+    expected = {"base": loss(), "control": loss((net, edges, 1)), "shuffled": loss((net, edges.roll(1, 0), 1))}
+    assert metrics["heldout_loss"] == pytest.approx(expected, rel=1e-4) and len(set(expected.values())) == 3
+    seen = set()
+    for kind, controls in (("base", []), ("with control", [(net, edges, 1)])):
+        for w in (1, 2):
+            drawn = generate(unet, schedule, prompt, noise, controls, guidance=w, steps=3)
+            column = metrics["measured"][f"{kind}, guidance {w}"]
+            assert column["frechet"] == pytest.approx(frechet_distance(classifier, drawn, images), rel=1e-3)
+            assert column["edge_f1"] == pytest.approx(edge_f1(drawn, edges), abs=1e-2)
+            assert column["edge_f1_strict"] == pytest.approx(edge_f1(drawn, edges, tolerance=0), abs=1e-2)
+            seen.add(column["frechet"])
+    assert len(seen) == 4
+    unseen = train_images[110:119]
+    real = metrics["measured"]["real images"]
+    assert real["frechet"] == pytest.approx(frechet_distance(classifier, unseen, images), rel=1e-3)
+
+
+# A second control for the same base
+
+
+@pytest.mark.parametrize("condition", ["mask", *(pytest.param(name, marks=pytest.mark.slow)
+                                                 for name in CONDITIONS if name not in ("canny", "mask"))])
+def test_a_second_condition_uses_the_base_of_the_first_run(no_figures, finished, tmp_path, condition):
+    script.main(arguments(tmp_path, "--condition", condition, "--base", finished.out / "base.pt", "--base-steps", 99))
     metrics, name = read_json(tmp_path / "metrics.json"), MEASURES[condition].__name__
     assert (metrics["condition"], metrics["measure"]) == (condition, name)
-    control = metrics["control"]
-    worst_and_best = sorted([control[f"{name}_floor"], control[f"{name}_ceiling"]])
-    assert 0 <= worst_and_best[0] < worst_and_best[1] <= 1 and math.isfinite(control[name])
+    assert metrics["seconds"]["base"] == 0 and metrics["base_steps"] == 4
+    assert set(metrics["measured"]) == COLUMNS and all(0 <= c[name] <= 1 for c in metrics["measured"].values())
     if condition != "scribble":
-        assert control[f"{name}_ceiling"] == (0 if "error" in name else 1)
-    assert metrics["base"]["heldout_loss"] == finished.metrics["base"]["heldout_loss"]
-    assert metrics["seconds"]["base"] == 0 and metrics["base"]["steps"] == 12
+        assert metrics["measured"]["real images"][name] == (0 if "error" in name else 1)
     unet, _ = load_base(tmp_path / "base.pt")
     assert fingerprint(unet) == fingerprint(load_base(finished.out / "base.pt")[0])
     assert load_control(tmp_path / "control.pt", unet)[1]["condition"] == condition
 
 
-def test_a_second_control_depends_on_its_seed_alone(no_figures, finished, tmp_path):
-    for name, seed, noise in (("a", "1", 5), ("b", "1", 6), ("c", "2", 5)):
-        torch.manual_seed(noise)
-        script.main(arguments(tmp_path / name, "--base", str(finished.out / "base.pt"), "--seed", seed))
-    first, again, other = ((tmp_path / name / "control.pt").read_bytes() for name in "abc")
-    assert first == again != other
+def test_a_base_for_other_images_or_half_a_base_is_refused(finished, tmp_path):
+    with pytest.raises(CheckpointError, match=r"image_shape \[1, 28, 28\] instead of \[3, 28, 28\]"):
+        script.main(arguments(tmp_path / "run", "--dataset", "coloured-drawn", "--base", finished.out / "base.pt"))
+    checkpoint = torch.load(finished.out / "base.pt", weights_only=True)
+    save_checkpoint(tmp_path / "half.pt", {**checkpoint, "training": {}})
+    with pytest.raises(CheckpointError, match="was stopped: --resume its run first"):
+        script.main(arguments(tmp_path / "run", "--base", tmp_path / "half.pt"))
+    assert not list((tmp_path / "run").iterdir())
 
 
-def test_a_base_for_other_images_is_refused_before_anything_is_touched(finished, tmp_path):
-    (tmp_path / "base.pt").write_text("mine")
-    with pytest.raises(CheckpointError, match=r"draws images of \[1, 28, 28\] instead of \[3, 28, 28\]"):
-        script.main(arguments(tmp_path, "--dataset", "cifar10", "--base", str(finished.out / "base.pt")))
-    assert files(tmp_path) == {"base.pt": b"mine"}
-
-
-def test_a_run_is_not_resumed_with_another_base(no_figures, finished, tmp_path, randomised):
+def test_a_run_is_not_resumed_with_another_base(finished, tmp_path, randomised):
     out = copy_of(finished, tmp_path / "run")
     checkpoint = torch.load(out / "base.pt", weights_only=True)
-    unet = randomised(load_base(out / "base.pt")[0])
-    script.save_checkpoint(tmp_path / "other.pt", {**checkpoint, "weights": unet.state_dict()})
+    weights = randomised(load_base(out / "base.pt")[0]).state_dict()
+    save_checkpoint(tmp_path / "other.pt", {**checkpoint, "weights": weights})
     before = files(out)
-    with pytest.raises(CheckpointError, match="holds another base than"):
-        script.main(arguments(out, "--resume", "--base", str(tmp_path / "other.pt")))
+    with pytest.raises(CheckpointError, match="has another base than .*other.pt: choose another --out"):
+        script.main(arguments(out, "--resume", "--base", tmp_path / "other.pt"))
     assert files(out) == before
 
 
-def test_a_base_whose_training_was_stopped_is_refused(finished, tmp_path):
-    checkpoint = torch.load(finished.out / "base.pt", weights_only=True)
-    script.save_checkpoint(tmp_path / "half.pt", {**checkpoint, "training": {}})
-    with pytest.raises(CheckpointError, match="was stopped: --resume its run first"):
-        script.main(arguments(tmp_path / "run", "--base", str(tmp_path / "half.pt")))
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_base_in_the_run_folder_itself_is_refused(capsys, tmp_path):
-    with pytest.raises(SystemExit) as stop:
-        arguments(tmp_path, "--base", str(tmp_path / "base.pt"))
-    assert stop.value.code == 2 and "choose another --out" in capsys.readouterr().err
-
-
-def test_cifar10_is_seen_in_the_mirror_too(no_figures, tmp_path, monkeypatch):
-    seen, train = [], script.train
-    monkeypatch.setattr(script, "train", lambda *args, **settings: seen.append(args) or train(*args, **settings))
-    script.main(arguments(tmp_path, "--dataset", "cifar10"))
-    for _, _, _, images, labels in seen:
-        assert torch.equal(images[:110].flip(3), images[110:]) and torch.equal(labels[:110], labels[110:])
-        assert len(images) == len(labels) == 220
-
-
-def test_colours_take_the_same_path(no_figures, tmp_path, monkeypatch):
-    sheets, samples_sheet = [], script.samples_sheet
-    monkeypatch.setattr(script, "samples_sheet", lambda *args: sheets.append(args) or samples_sheet(*args))
-    script.main(arguments(tmp_path, "--dataset", "cifar10", "--base-steps", "2", "--control-steps", "2"))
-    assert read_json(tmp_path / "metrics.json")["dataset"] == "cifar10"
-    (sheet, title), = sheets
-    assert title.startswith("cifar10") and {images.shape[2] for images in sheet.values()} == {1, 3}
-
-
-def test_the_numbers_are_of_what_they_say(no_figures, tmp_path, monkeypatch, randomised):
-    """With random weights, because a base and a control of a few steps draw nearly the same."""
-    calls, small_unet, small_generate = [], script.UNet, script.generate
-
-    def recording(*args, **settings):
-        calls.append((args, small_generate(*args, **settings)))
-        return calls[-1][1]
-
-    monkeypatch.setattr(script, "generate", recording)
-    monkeypatch.setattr(script, "UNet", lambda in_channels, **model: randomised(small_unet(in_channels)))
-    monkeypatch.setattr(script, "ControlNet", lambda *args, **more: randomised(ControlNet(*args, **more), seed=1))
-    script.main(arguments(tmp_path, "--seed", "1"))
-
-    images, labels = TEST[0][:9], TEST[1][:9]
-    edges, schedule = canny(images), NoiseSchedule.cosine(1000)
-    (plain_args, plain), (controlled_args, controlled) = calls[2:4]  # after two looks at the control in training
-    assert torch.equal(plain_args[2], labels) and torch.equal(controlled_args[2], labels)
-    assert torch.equal(plain_args[3], controlled_args[3])  # the same noise
-    unet, _ = load_base(tmp_path / "base.pt")
-    control_net, _ = load_control(tmp_path / "control.pt", unet)
-    classifier = train_classifier(TRAIN[0][:110], TRAIN[1][:110], steps=3, seed=1)
-
-    def loss(edges):
-        return heldout_loss(lambda x, t: unet(x, t, labels, control_net(x, t, labels, edges)), schedule, images)
-
+@pytest.mark.slow
+def test_colours_take_the_same_path(tmp_path):
+    script.main(arguments(tmp_path, "--dataset", "coloured-drawn"))
     metrics = read_json(tmp_path / "metrics.json")
-    base, control = metrics["base"], metrics["control"]
-    expected = [
-        (metrics["frechet_real"], frechet_distance(classifier, TRAIN[0][:9], images)),
-        (metrics["classifier_accuracy"], label_accuracy(classifier, images, labels)),
-        (base["heldout_loss"], heldout_loss(lambda x, t: unet(x, t, labels), schedule, images)),
-        (base["label_accuracy"], label_accuracy(classifier, plain, labels)),
-        (base["frechet"], frechet_distance(classifier, plain, images)),
-        (control["heldout_loss"], loss(edges)), (control["heldout_loss_shuffled"], loss(edges.roll(1, 0))),
-        (control["edge_f1"], edge_f1(controlled, edges)), (control["edge_f1_floor"], edge_f1(plain, edges)),
-        (control["edge_f1_strict"], edge_f1(controlled, edges, 0)),
-        (control["label_accuracy"], label_accuracy(classifier, controlled, labels)),
-        (control["frechet"], frechet_distance(classifier, controlled, images))]
-    for found, value in expected:
-        assert found == pytest.approx(value, rel=1e-5)
-    assert len({value for _, value in expected}) >= len(expected) - 2  # accuracies of nine images may be the same
-    history = load_checkpoint(tmp_path / "control.pt", {"kind": "control"})["history"]
-    assert all(row["heldout_loss"] != row["heldout_loss_shuffled"] for row in history)
+    assert metrics["dataset"] == "coloured-drawn" and {"ink", "paper"} <= set(metrics["measured"]["real images"])
+    assert load_base(tmp_path / "base.pt", image_shape=[3, 28, 28])
+
+
+def test_cifar10_is_seen_in_the_mirror_too(monkeypatch, tmp_path):
+    images, labels = torch.rand(60, 3, 32, 32) * 2 - 1, torch.arange(60) % 10
+    monkeypatch.setattr(script, "load_dataset", lambda *args: (images, labels))
+    monkeypatch.setattr(script, "captions", lambda *args: [data.THINGS[label] for label in labels])
+    loaded = script.load(arguments(tmp_path, "--dataset", "cifar10"), torch.device("cpu"))
+    assert torch.equal(loaded.images, torch.cat([images[:20], images[:20].flip(3)]))
+    assert torch.equal(loaded.labels, labels[:20].repeat(2)) and torch.equal(loaded.prompts[:20], loaded.prompts[20:])
+    assert torch.equal(loaded.val_images, images[20:])
 
 
 # Stopped and resumed
@@ -332,74 +253,28 @@ def stop(*args, **settings):
     raise KeyboardInterrupt
 
 
-def at_call(number, function, action=stop):
-    """`function`, but at its call of that number, counted from 1, `action` comes in its place."""
-    calls = []
-
-    def wrapped(*args, **settings):
-        calls.append(None)
-        return (action if len(calls) == number else function)(*args, **settings)
-
-    return wrapped
-
-
-def stopped_run(monkeypatch, out, name, number):
+@pytest.mark.parametrize("stage", ["train_control", pytest.param("measure", marks=pytest.mark.slow),
+                                   pytest.param("write_json", marks=pytest.mark.slow)])
+def test_a_run_that_was_stopped_goes_on_to_the_same_end(no_figures, monkeypatch, finished, tmp_path, stage):
     torch.manual_seed(99)  # which must not matter
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(script, name, at_call(number, getattr(script, name)))
-        script.main(arguments(out))
-
-
-def ends_like(finished, out):
-    metrics = read_json(out / "metrics.json")
-    for name in KEYS - {"seconds", "date"}:
+        patch.setattr(script, stage, stop)
+        script.main(arguments(tmp_path))
+    script.main(arguments(tmp_path, "--resume"))
+    metrics = read_json(tmp_path / "metrics.json")
+    for name in set(metrics) - {"seconds", "date"}:
         assert metrics[name] == finished.metrics[name]
-    assert sorted(path.name for path in out.iterdir()) == sorted(script.FILES)
-    assert (out / "control.pt").read_bytes() == (finished.out / "control.pt").read_bytes()
-    assert (out / "base.pt").read_bytes() == (finished.out / "base.pt").read_bytes()
-    return metrics["seconds"]
-
-
-@pytest.mark.parametrize("name, number", [
-    ("train", 2),
-    ("generate", 3)], ids=["base done", "control done"])  # the first two are looks at the control
-def test_a_run_that_was_stopped_goes_on_to_the_same_end(no_figures, monkeypatch, finished, tmp_path, name, number):
-    stopped_run(monkeypatch, tmp_path, name, number)
-    base_seconds = read_json(tmp_path / "metrics.json")["seconds"]["base"]
-    script.main(arguments(tmp_path, "--resume"))
-    seconds = ends_like(finished, tmp_path)
-    assert seconds["base"] == base_seconds and seconds["total"] > base_seconds + seconds["control"] > base_seconds
-
-
-def test_a_run_whose_metrics_were_lost_goes_on_to_the_same_end(no_figures, monkeypatch, finished, tmp_path):
-    stopped_run(monkeypatch, tmp_path, "write_json", 1)
-    assert not (tmp_path / "metrics.json").exists()
-    script.main(arguments(tmp_path, "--resume"))
-    ends_like(finished, tmp_path)
-
-
-def copy_of(finished, out):
-    out.mkdir(exist_ok=True)
-    for name, content in files(finished.out).items():
-        (out / name).write_bytes(content)
-    return out
-
-
-@pytest.mark.parametrize("flags", [["--control-steps", "6"], []], ids=["other settings", "damaged control"])
-def test_a_finished_run_that_may_not_go_on_loses_nothing(finished, tmp_path, flags):
-    out = copy_of(finished, tmp_path)
-    if not flags:
-        (out / "control.pt").write_bytes(b"damaged")
-    before = files(out)
-    with pytest.raises(CheckpointError):
-        script.main(arguments(out, "--resume", *flags))
-    assert files(out) == before
+    for kind in ("base", "control"):
+        one, other = (load_checkpoint(out / f"{kind}.pt", {"kind": kind}) for out in (tmp_path, finished.out))
+        assert one["history"] == other["history"]
+        assert all(torch.equal(one["weights"][name], weight) for name, weight in other["weights"].items())
 
 
 @pytest.mark.parametrize("flags, sentence", [
-    (["--seed", "1"], "seed 0 instead of 1"), (["--batch-size", "5"], "batch_size 4 instead of 5"),
-    (["--base-steps", "13"], "steps 12 instead of 13"), (["--dataset", "mnist"], "dataset drawn instead of mnist"),
-    (["--dataset", "cifar10"], "dataset drawn instead of cifar10")])
+    (["--seed", "1"], "seed 0 instead of 1"), (["--base-steps", "5"], "steps 4 instead of 5"),
+    (["--dataset", "coloured-drawn"], "dataset drawn instead of coloured-drawn"),
+    (["--control-steps", "6"], "control.pt was made with steps 3 instead of 6"),
+    (["--condition", "mask"], "control.pt was made with condition canny instead of mask")])
 def test_a_run_does_not_go_on_with_other_settings(finished, flags, sentence):
     before = files(finished.out)
     with pytest.raises(CheckpointError, match=sentence):
@@ -407,72 +282,35 @@ def test_a_run_does_not_go_on_with_other_settings(finished, flags, sentence):
     assert files(finished.out) == before
 
 
-def test_a_run_does_not_go_on_with_another_number_of_control_steps(finished, tmp_path):
-    out = copy_of(finished, tmp_path)
-    with pytest.raises(CheckpointError, match="control.pt was made with steps 5 instead of 6"):
-        script.main(arguments(out, "--resume", "--control-steps", "6"))
-    assert (out / "control.pt").read_bytes() == (finished.out / "control.pt").read_bytes()
-
-
-@pytest.mark.parametrize("name", ["base.pt", "control.pt", "metrics.json"])
+@pytest.mark.parametrize("name", ["base.pt", "control.pt"])
 def test_a_damaged_run_does_not_go_on_and_is_left_alone(finished, tmp_path, name):
     out = copy_of(finished, tmp_path)
     (out / name).write_bytes((out / name).read_bytes()[:-20])
     before = files(out)
     with pytest.raises(CheckpointError, match=f"{name} is damaged"):
         script.main(arguments(out, "--resume"))
-    for kept in ("base.pt", "control.pt", name):
-        assert (out / kept).read_bytes() == before[kept]
-
-
-@pytest.mark.parametrize("exists", [True, False])
-def test_there_must_be_a_run_to_resume(tmp_path, exists):
-    out = tmp_path if exists else tmp_path / "nowhere"
-    with pytest.raises(CheckpointError, match="no run to resume in .*: leave --resume out"):
-        script.main(arguments(out, "--resume"))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_earlier_runs_are_set_aside_and_nothing_is_written_over(tmp_path):
-    for i, name in enumerate(["base.pt", "metrics.json", "samples.png"]):
-        (tmp_path / name).write_text(f"first {i}")
-    (tmp_path / "notes.txt").write_text("mine")
-    script.open_run(tmp_path, script.FILES, resume=False)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier-1", "notes.txt"]
-    (tmp_path / "base.pt").write_text("second")
-    script.open_run(tmp_path, script.FILES, resume=False)
-    assert files(tmp_path / "earlier-1") == {"base.pt": b"first 0", "metrics.json": b"first 1",
-                                             "samples.png": b"first 2"}
-    assert files(tmp_path / "earlier-2") == {"base.pt": b"second"} and files(tmp_path) == {"notes.txt": b"mine"}
-    script.open_run(tmp_path, script.FILES, resume=False)
-    assert not (tmp_path / "earlier-3").exists()
+    assert files(out) == before
 
 
 # Flags
 
 
-def test_the_defaults_are_a_full_run_and_quick_is_a_short_one():
-    full, quick = script.parse_arguments([]), script.parse_arguments(["--quick"])
-    for name, value in script.FULL.items():
-        assert getattr(full, name) == value >= getattr(quick, name) == script.QUICK[name]
-    assert quick.base_steps < 100 and (full.dataset, full.device, full.seed, full.resume) == ("auto", "auto", 0, False)
-    assert full.out == quick.out == Path("runs/mnist-edges") and full.data_dir == Path("data")
-
-
-@pytest.mark.parametrize("more", [[], ["--quick"]])
-def test_flags_that_are_given_win(more):
-    args = script.parse_arguments(["--base-steps", "7", "--control-steps", "8", "--batch-size", "9", *more])
-    assert (args.base_steps, args.control_steps, args.batch_size) == (7, 8, 9)
+def test_the_defaults_are_a_full_run_quick_is_a_short_one_and_flags_that_are_given_win():
+    for flags, settings in (([], script.FULL), (["--quick"], script.QUICK), (["--dataset", "cifar10"], script.CIFAR10)):
+        args, given = script.parse_arguments(flags), script.parse_arguments([*flags, "--base-steps", "7"])
+        assert settings.items() <= vars(args).items()
+        assert {**settings, "base_steps": 7}.items() <= vars(given).items()
+        assert (args.out, args.data_dir, args.seed) == (Path("runs/mnist-edges"), Path("data"), 0)
+    assert all(script.QUICK[name] <= script.FULL[name] for name in script.FULL)
 
 
 @pytest.mark.parametrize("flags", [
     ["--dataset", "minst"], ["--device", "gpu"], ["--base-steps", "0"], ["--control-steps", "-3"],
-    ["--batch-size", "ten"], ["--base-steps", "1.5"], ["--seed", "x"], ["--nonsense"],
-    ["--seed", "9" * 20]])
+    ["--batch-size", "ten"], ["--seed", "9" * 20], ["--nonsense"], ["--out", "a", "--base", "a/base.pt"]])
 def test_a_flag_that_makes_no_sense_is_refused_with_the_usage(capsys, flags):
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit) as refused:
         script.parse_arguments(flags)
-    assert stop.value.code == 2
+    assert refused.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].count("error: ") == 1
 
 
@@ -482,70 +320,41 @@ def test_a_flag_that_makes_no_sense_is_refused_with_the_usage(capsys, flags):
 def run_as_program(monkeypatch, *flags):
     """Runs the file itself, which must end with one sentence and exit status 1. Returns the sentence."""
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--device", "cpu", *map(str, flags)])
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert isinstance(stop.value.code, str)  # which Python prints on stderr, with exit status 1
-    return stop.value.code
+    assert isinstance(ended.value.code, str)  # which Python prints on stderr, with exit status 1
+    return ended.value.code
 
 
-def test_cuda_that_is_not_there_is_refused(monkeypatch, tmp_path):
+def test_a_device_that_is_not_there_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     error = run_as_program(monkeypatch, "--device", "cuda", "--out", tmp_path / "run")
     assert error.startswith("error: there is no device 'cuda' here") and "\n" not in error
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("flags", [[], ["--resume"]])
-def test_a_run_folder_that_is_a_file_is_refused_and_kept(monkeypatch, tmp_path, flags):
-    (tmp_path / "run").write_text("mine")
-    error = run_as_program(monkeypatch, "--out", tmp_path / "run", *flags)
-    assert error.startswith("error: ") and str(tmp_path / "run") in error and "\n" not in error
-    assert (tmp_path / "run").read_text() == "mine"
-
-
-def test_a_run_folder_inside_a_file_is_refused(monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("mine")
-    error = run_as_program(monkeypatch, "--out", tmp_path / "file" / "run")
-    assert error.startswith("error: cannot use") and "\n" not in error
-
-
 def test_damaged_data_are_refused(monkeypatch, tmp_path):
     (tmp_path / "mnist").mkdir()
-    (tmp_path / "mnist" / "train-images-idx3-ubyte").write_bytes(b"damaged")
-    (tmp_path / "mnist" / "train-labels-idx1-ubyte").write_bytes(b"damaged")
+    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"):
+        (tmp_path / "mnist" / name).write_bytes(b"damaged")
     error = run_as_program(monkeypatch, "--dataset", "mnist", "--data-dir", tmp_path, "--out", tmp_path / "run")
     assert error.startswith("error: ") and "train-images-idx3-ubyte cannot be read" in error and "\n" not in error
 
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path):
     monkeypatch.setattr(data, "load_dataset", stop)
-    assert "--resume" not in run_as_program(monkeypatch, "--dataset", "drawn", "--out", tmp_path / "run")
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "base.pt").touch()
     error = run_as_program(monkeypatch, "--dataset", "drawn", "--out", tmp_path / "run")
-    assert f"{tmp_path / 'run'}" in error and "--resume" in error
+    assert error.endswith(f"the same command with --resume goes on with {tmp_path / 'run'}")
 
 
-def test_a_reader_who_leaves_ends_the_program_without_a_traceback(tmp_path):
-    code = ("import runpy, sys, minicnet.data as data\n"
-            "def load(name, split, data_dir): print('x' * 100_000, flush=True)\n"
-            "data.load_dataset = load\n"
-            f"sys.argv = ['script', '--dataset', 'drawn', '--out', {str(tmp_path / 'run')!r}, '--device', 'cpu']\n"
-            f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n")
-    program = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               cwd=SCRIPT.parent, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    program.stdout.close()  # as `| head` does
-    errors = program.stderr.read()
-    assert program.wait(timeout=120) == 1 and errors == ""
-
-
+@pytest.mark.slow
 def test_missing_data_and_no_network_end_in_one_line(tmp_path):
     nowhere = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy")}  # a port where nobody listens
     environment = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--dataset", "fashion-mnist", "--data-dir", str(tmp_path / "data"),
          "--out", str(tmp_path / "run"), "--quick"],
-        capture_output=True, text=True, timeout=120, env={**environment, **nowhere, "OMP_NUM_THREADS": "1"})
+        capture_output=True, text=True, timeout=300, env={**environment, **nowhere})
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("error: could not download train-images") and done.stderr.count("\n") == 1
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
@@ -554,15 +363,15 @@ def test_missing_data_and_no_network_end_in_one_line(tmp_path):
 SMALL = f"""
 import runpy, sys, torch
 from pathlib import Path
-import minicnet.data, minicnet.sample, minicnet.training, minicnet.unet
+import minicnet.data, minicnet.training, minicnet.unet
 from minicnet.training import draw_batch
 from minicnet.unet import UNet
-from minicnet.sample import generate
 
-images = torch.rand(5040, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
-minicnet.data.load_dataset = lambda *args: (images, torch.arange(5040) % 10)
+precision, *sys.argv[1:] = sys.argv[1:]
+torch.cpu.get_capabilities = lambda: {{"avx512_bf16": precision == "bf16"}}
+torch.set_num_threads(1)
+minicnet.data.DRAWN = {{"train": 5200, "test": 70}}
 minicnet.unet.UNet = lambda in_channels: UNet(in_channels, channels=8, multipliers=(1,), patch=4)
-minicnet.sample.generate = lambda *args, **settings: generate(*args, **{{**settings, "steps": 2}})
 batches = []
 
 def counted(*args, **settings):
@@ -578,15 +387,14 @@ runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
 
 @pytest.fixture
 def small_program(tmp_path):
-    """small_program(threads, *flags, launcher=()): starts the file itself, with data and a network of a toy's size."""
+    """small_program(precision, *flags, launcher=()): starts the file itself, with a toy's data and network."""
     (tmp_path / "small.py").write_text(SMALL)
     started = []
 
-    def start(threads, *flags, launcher=()):
-        command = [sys.executable, *launcher, str(tmp_path / "small.py"), "--quick", "--dataset", "drawn", "--device",
-                   "cpu", *map(str, flags)]
-        environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent), "OMP_NUM_THREADS": str(threads),
-                       "PYTHONUNBUFFERED": "1"}
+    def start(precision, *flags, launcher=()):
+        command = [sys.executable, *launcher, str(tmp_path / "small.py"), precision, "--quick", "--dataset", "drawn",
+                   "--device", "cpu", *map(str, flags)]
+        environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent), "PYTHONUNBUFFERED": "1"}
         started.append(subprocess.Popen(command, cwd=tmp_path, env=environment, text=True,
                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE))
         return started[-1]
@@ -596,29 +404,34 @@ def small_program(tmp_path):
         program.kill()
 
 
-def test_two_processes_of_torchrun_make_one_run(small_program, tmp_path):
-    flags = ["--base-steps", 4, "--control-steps", 3]
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_two_processes_of_torchrun_make_the_run_that_one_makes(small_program, tmp_path, precision):
+    flags = ["--base-steps", 3, "--control-steps", 3, "--batch-size", 8, "--measured", 9]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    together = small_program(1, *flags, "--out", tmp_path / "together", launcher=launcher)
-    alone = small_program(1, *flags, "--out", tmp_path / "alone")
+    together = small_program(precision, *flags, "--out", tmp_path / "together", launcher=launcher)
     printed, errors = together.communicate(timeout=300)
     assert together.returncode == 0, errors
-    assert printed.count("measuring on 64 test images") == 1  # only the first speaks
+    assert printed.count("measuring on 9 test images") == 1  # only the first speaks
+    assert errors.count("control : 100%") in (1, 2)  # and shows a bar, whose end it may draw twice
+    alone = small_program(precision, *flags, "--out", tmp_path / "alone")
     _, errors = alone.communicate(timeout=300)
     assert alone.returncode == 0, errors
-    for kind, steps in (("base", 4), ("control", 3)):
+    for kind in ("base", "control"):
         one, two = (load_checkpoint(tmp_path / name / f"{kind}.pt", {"kind": kind}) for name in ("alone", "together"))
-        assert one["step"] == two["step"] == steps
-        losses, shared = ([row["loss"] for row in run["history"][1:]] for run in (one, two))
-        assert shared == pytest.approx(losses, rel=1e-3)
+        for a, b in zip(one["history"], two["history"], strict=True):
+            assert b["heldout_loss"] == pytest.approx(a["heldout_loss"], rel=2e-3)
+        a, b = (torch.cat([weight.flatten() for weight in run["weights"].values()]) for run in (one, two))
+        assert F.cosine_similarity(a, b, dim=0) > 0.999
     assert sorted(path.name for path in (tmp_path / "together").iterdir()) == sorted(script.FILES)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="there is no SIGINT here")
 def test_ctrl_c_leaves_a_run_that_goes_on(small_program, tmp_path):
     flags, steps, deadline = ["--base-steps", 100_000, "--out", tmp_path / "run"], [0], time.monotonic() + 300
     for resume in ([], ["--resume"]):
-        program = small_program(2, *flags, *resume)
+        program = small_program("float32", *flags, *resume)
         while not (tmp_path / "fifth batch").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         program.send_signal(signal.SIGINT)

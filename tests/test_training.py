@@ -1,39 +1,33 @@
-"""The training loop on a network of ten numbers: its steps against a loop by hand, then stopped, resumed and broken."""
+"""Training on a network of ten numbers: its steps against a loop by hand, then stopped, resumed and broken."""
 
 import contextlib
+import io
 import math
-import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from minicnet import training
 from minicnet.checkpoints import CheckpointError, fingerprint, load_checkpoint
-from minicnet.controlnet import ControlNet, freeze
-from minicnet.diffusion import NoiseSchedule, diffusion_loss
-from minicnet.training import (
-    TrainingError,
-    autocast,
-    draw_batch,
-    frozen_convolutions_forget,
-    learning_rate_at,
-    pick_device,
-    train,
-)
+from minicnet.controlnet import ControlNet, controlled, freeze
+from minicnet.devices import TrainingError, autocast, pick_device
+from minicnet.diffusion import NoiseSchedule
+from minicnet.muon import Muon
+from minicnet.training import SAY_LESS, draw_batch, fit, rate_at, train
 from minicnet.unet import UNet
+from minicnet.words import LENGTH, tokenize, training_prompts
 
 T = 1000
 SCHEDULE = NoiseSchedule.cosine(T)
-NULL = 10
 IMAGES = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
-LABELS = torch.arange(40) % 10
-pytestmark = pytest.mark.usefixtures("one_core")
+PROMPTS = training_prompts([f"a thick {'one' if i % 2 else 'seven'} leaning left" for i in range(40)])  # (40, 8, L)
+SETTINGS = dict(steps=25, batch_size=4, drop_prompts=0.1, seed=0)
 
 
-def tiny_net(scale=0.5):
+def tiny_net(scale=0.2):
     """A 3x3 convolution with weights that are the same at every call."""
     net = nn.Conv2d(1, 1, 3, padding=1)
     generator = torch.Generator().manual_seed(2)
@@ -42,88 +36,66 @@ def tiny_net(scale=0.5):
     return net
 
 
-def size_of(net):
-    """A measure that the last bit of every weight can change."""
-    return {"heldout_loss": sum(p.double().square().sum() for p in net.parameters()).item()}
-
-
-def ignore_label(net, x_0, label):
+def ignore_prompt(net, x_0, prompt):
     return lambda x_t, t: net(x_t)
 
 
-def fit(path, net=None, eps_model=ignore_label, **changes):
-    """Trains for 25 steps, looking at the network after 10, 20 and 25. Returns the network, history and seconds."""
-    net = tiny_net() if net is None else net
-    settings = dict(steps=25, batch_size=4, learning_rate=1e-2, drop_labels=0.1, null_label=NULL, seed=0,
-                    about={"kind": "base", "dataset": "drawn"}, evaluate=size_of, evaluate_every=10)
-    return net, *train(net, eps_model, SCHEDULE, IMAGES, LABELS, path=path, **{**settings, **changes})
+def size_of(net):
+    """A measure that the last bit of every weight can change."""
+    return {"size": sum(p.double().square().sum() for p in net.parameters()).item()}
 
 
-def press_ctrl_c():
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-def at_call(number, action, function=ignore_label):
-    """`function`, but at its call of that number, counted from 1, `action()` comes first."""
-    calls = []
-
-    def wrapped(*args):
-        calls.append(args)
-        if len(calls) == number:
-            action()
-        return function(*args)
-
-    wrapped.calls = calls
-    return wrapped
+def batch(step=0, seed=0, images=IMAGES, prompts=PROMPTS, batch_size=16, drop_prompts=0.1, T=T):
+    return draw_batch(step, seed, images, prompts, batch_size=batch_size, drop_prompts=drop_prompts, T=T)
 
 
 @pytest.fixture
-def undisturbed(tmp_path):
-    """A finished training: its path, network and history."""
-    net, history, _ = fit(tmp_path / "undisturbed.pt")
-    return tmp_path / "undisturbed.pt", net, history
+def float32(monkeypatch):
+    """As on a CPU without instructions for bf16."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
 
 
 # Batches
 
 
-def batch(step=0, seed=0, images=IMAGES, labels=LABELS, batch_size=16, drop_labels=0.1, T=T):
-    return draw_batch(step, seed, images, labels, batch_size=batch_size, null_label=NULL, drop_labels=drop_labels, T=T)
-
-
 def test_a_batch_depends_on_seed_and_step_alone():
-    first = batch(step=7, seed=3)
-    torch.manual_seed(99)
+    first, stream = batch(step=7, seed=3), torch.get_rng_state()
     batch(step=8, seed=3)
     for a, b in zip(first, batch(step=7, seed=3), strict=True):
         assert torch.equal(a, b)
+    assert torch.equal(torch.get_rng_state(), stream)
 
 
 @pytest.mark.parametrize("other", [dict(step=8, seed=3), dict(step=7, seed=4), dict(step=6, seed=4)])
-def test_another_step_or_seed_draws_other_images_labels_times_and_noise(other):
+def test_another_step_or_seed_draws_another_batch(other):
     for a, b in zip(batch(step=7, seed=3), batch(**other), strict=True):
         assert not torch.equal(a, b)
 
 
-def test_drawing_a_batch_leaves_the_global_random_stream_alone():
-    before = torch.get_rng_state()
-    batch()
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_each_image_keeps_its_own_label_or_gets_the_null_label():
-    images = (LABELS / 10).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+def test_each_image_keeps_its_own_prompt_or_gets_the_null_prompt():
+    labels = torch.arange(40) % 10 + 1
+    images = (labels / 10).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+    prompts = labels.view(-1, 1, 1).repeat(1, 4, LENGTH)
     for step in range(20):
-        x_0, label, _, _ = batch(step, images=images, drop_labels=0.5)
-        kept = label != NULL
+        x_0, prompt, _, _ = batch(step, images=images, prompts=prompts, drop_prompts=0.5)
+        kept = prompt.any(1)
         assert 0 < kept.sum() < 16
-        assert torch.equal(x_0[kept, 0, 0, 0], label[kept] / 10)
+        assert torch.equal(x_0[kept, 0, 0, 0], prompt[kept, 3] / 10)
+        assert torch.equal(prompt[~kept], tokenize([""] * int((~kept).sum())))
 
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 1])
-def test_that_share_of_the_labels_is_dropped(share):
-    labels = torch.cat([batch(step, drop_labels=share)[1] for step in range(500)])
-    assert (labels == NULL).float().mean().item() == pytest.approx(share, abs=0.02)
+def test_that_share_of_the_prompts_is_dropped(share):
+    prompts = torch.cat([batch(step, drop_prompts=share)[1] for step in range(500)])
+    assert (prompts == 0).all(1).float().mean().item() == pytest.approx(share, abs=0.02)
+
+
+def test_a_fifth_of_the_prompts_may_say_less_each_way_as_often_as_any_other():
+    assert SAY_LESS == 0.2
+    ways = torch.arange(8).view(1, 8, 1).expand(40, 8, LENGTH)
+    counts = torch.cat([batch(step, prompts=ways, drop_prompts=0)[1][:, 0] for step in range(1000)]).bincount() / 16_000
+    assert counts[0].item() == pytest.approx(1 - SAY_LESS * 7 / 8, abs=0.01)  # the whole caption is one of the ways
+    assert counts[1:].tolist() == pytest.approx([SAY_LESS / 8] * 7, abs=0.005)
 
 
 def test_every_image_is_drawn_as_often_as_any_other():
@@ -134,16 +106,15 @@ def test_every_image_is_drawn_as_often_as_any_other():
 
 def test_times_grow_more_likely_in_proportion_to_t():
     t = torch.cat([batch(step)[2] for step in range(500)])
-    assert t.dtype == torch.int64 and t.min() >= 0 and t.max() <= T - 1
+    assert t.dtype == torch.int64
     for share in (0.1, 0.3, 0.5, 0.7, 0.9):
         assert (t < share * T).float().mean().item() == pytest.approx(share**2, abs=0.01)
 
 
 def test_each_part_of_time_has_its_image_in_every_batch():
     for step in range(50):
-        t = batch(step)[2].double()
-        for i in range(16):
-            assert T * math.sqrt(i / 16) - 1 <= t[i] <= T * math.sqrt((i + 1) / 16)
+        for i, t in enumerate(batch(step)[2].tolist()):
+            assert T * math.sqrt(i / 16) - 1 <= t <= T * math.sqrt((i + 1) / 16)
 
 
 def test_the_first_and_the_last_timestep_are_drawn_too():
@@ -160,26 +131,27 @@ def test_noise_is_normal_and_shaped_like_the_images():
 # Learning rate, device, precision
 
 
-def test_the_learning_rate_warms_up_for_100_steps_and_falls_along_half_a_cosine():
-    rates = [learning_rate_at(step, 1000, 2.0) for step in range(1001)]
-    assert rates[0] == pytest.approx(2 / 100) and rates[49] == pytest.approx(1, rel=0.01)
-    assert max(range(1001), key=rates.__getitem__) == 99
-    assert rates[500] == pytest.approx(1) and rates[250] == pytest.approx(1 + math.sqrt(0.5))
-    assert rates[1000] == pytest.approx(0) and min(rates[:1000]) > 0
-
-
-def test_a_short_training_warms_up_for_a_tenth_of_its_steps():
-    rates = [learning_rate_at(step, 40, 1.0) for step in range(40)]
-    assert rates[0] == pytest.approx(1 / 5) and max(range(40), key=rates.__getitem__) == 4
-    assert learning_rate_at(0, 1, 1.0) == 1
+@pytest.mark.parametrize("steps, warm_up", [(1000, 50), (40, 5), (1, 1)])
+def test_the_learning_rate_warms_up_and_falls_in_a_straight_line(steps, warm_up):
+    rates = [rate_at(step, steps) for step in range(steps + 1)]
+    assert rates[0] == pytest.approx(1 / warm_up) and rates[-1] == 0
+    assert max(range(steps), key=rates.__getitem__) == warm_up - 1
+    for step in range(warm_up, steps):
+        assert rates[step] == pytest.approx(1 - step / steps)
 
 
 @pytest.mark.parametrize("present, fastest", [("cuda mps", "cuda"), ("mps", "mps"), ("", "cpu")])
 def test_auto_is_the_fastest_device_there_is(monkeypatch, present, fastest):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in present)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in present)
-    assert pick_device("auto").type == fastest
-    assert pick_device("cpu").type == "cpu"
+    assert pick_device("auto").type == fastest and pick_device("cpu").type == "cpu"
+    if "cuda" in present:  # each process gets a GPU of its own
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        assert pick_device("cuda") == torch.device("cuda", 1)
+        monkeypatch.setenv("LOCAL_RANK", "2")
+        with pytest.raises(TrainingError, match="--nproc_per_node must be at most the number of GPUs, 2"):
+            pick_device("cuda")
 
 
 @pytest.mark.parametrize("name", ["cuda", "mps", "tpu", ""])
@@ -194,271 +166,233 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch, name):
     ({}, torch.float32), ({"avx512_bf16": False, "avx2": True}, torch.float32),
     ({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16)])
 def test_a_cpu_computes_in_bf16_only_if_it_has_instructions_for_it(monkeypatch, capabilities, dtype):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     with autocast(torch.device("cpu")):
         assert tiny_net()(IMAGES).dtype == dtype
+
+
+@pytest.mark.parametrize("capabilities", [{}, {"avx512_bf16": True}])
+def test_weights_averages_and_losses_are_float32_in_either_precision(monkeypatch, capabilities):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    net = tiny_net()
+    for _, loss, average, _ in train(net, ignore_prompt, SCHEDULE, IMAGES, PROMPTS, **{**SETTINGS, "steps": 3}):
+        assert {loss.dtype, net.weight.dtype, average.weight.dtype} == {torch.float32} and loss.isfinite()
 
 
 # The loop
 
 
-def by_hand(scale, steps, learning_rate, seed=0, batch_size=4):
-    """What `train` says it does, written again. Returns the averaged network, losses and lengths of gradients."""
-    net, average = tiny_net(scale), tiny_net(scale)
-    optimizer = torch.optim.AdamW(net.parameters(), betas=(0.9, 0.99), weight_decay=0.01, foreach=False)
-    losses, norms = [], []
-    for step in range(steps):
-        x_0, _, t, eps = batch(step, seed, batch_size=batch_size)
-        loss = (net(SCHEDULE.add_noise(x_0, eps, t)) - eps).square().mean()
-        losses.append(loss.item())
-        grads = torch.autograd.grad(loss, net.parameters())
-        norm = torch.cat([grad.flatten() for grad in grads]).norm()
-        norms.append(norm.item())
-        for parameter, grad in zip(net.parameters(), grads):
-            parameter.grad = grad / max(1, norm)
-        warm_up, cosine = min(1, (step + 1) / (1 + steps // 10)), (1 + math.cos(math.pi * step / steps)) / 2
-        optimizer.param_groups[0]["lr"] = learning_rate * warm_up * cosine
-        optimizer.step()
-        decay = (1 + step) / (10 + step)
+def test_train_is_clipped_muon_and_adamw_on_the_diffusion_loss_and_an_average_of_the_weights(float32):
+    """Against what it says that it does, written again."""
+    net, expected, averaged, norms = tiny_net(), tiny_net(), tiny_net(), []
+    muon = Muon([expected.weight], lr=0)
+    adamw = torch.optim.AdamW([expected.bias], betas=(0.9, 0.99), weight_decay=0.01)
+    weight = (1 / SCHEDULE.alpha_bar.sqrt()).clamp(max=training.LOUDEST)
+
+    def half(net, x_0, prompt):  # of whose gradients some are clipped, some are not
+        return lambda x_t, t: 0.5 * net(x_t)
+
+    for step, loss, average, _ in train(net, half, SCHEDULE, IMAGES, PROMPTS, **SETTINGS):
+        x_0, _, t, eps = batch(step - 1, batch_size=4)
+        errors = (0.5 * expected(SCHEDULE.add_noise(x_0, eps, t)) - eps).square()
+        expected_loss = (errors * (weight / weight.mean())[t].view(-1, 1, 1, 1)).mean()
+        grads = torch.autograd.grad(expected_loss, expected.parameters())
+        norms.append(torch.cat([grad.flatten() for grad in grads]).norm().item())
+        for parameter, grad in zip(expected.parameters(), grads):
+            parameter.grad = grad / max(1, norms[-1])
+        rate = min(1, step / 3) * (26 - step) / 25  # up to a tenth of the steps, then down
+        for optimizer, most in ((muon, training.MUON_RATE), (adamw, training.ADAM_RATE)):
+            optimizer.param_groups[0]["lr"] = most * rate
+            optimizer.step()
         with torch.no_grad():
-            for a, b in zip(average.parameters(), net.parameters()):
-                a.copy_(decay * a + (1 - decay) * b)
-    return average, losses, norms
+            for a, p in zip(averaged.parameters(), expected.parameters()):
+                a.lerp_(p, 1 - step / (step + 9))
+        assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-4)
+        for found, wanted in ((net, expected), (average, averaged)):
+            for a, b in zip(found.parameters(), wanted.parameters()):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert step == 25 and min(norms) < 0.9 and max(norms) > 1.2
 
 
-def test_train_is_clipped_adamw_on_the_diffusion_loss_and_an_average_of_the_weights(monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {})  # float32 on every machine
-    net, history, _ = fit(tmp_path / "base.pt", tiny_net(scale=0.3), learning_rate=3e-2)
-    average, losses, norms = by_hand(0.3, 25, 3e-2)
-    assert min(norms) < 0.9 and max(norms) > 1.5  # some are clipped, some are not
-    for a, b in zip(net.parameters(), average.parameters()):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    assert [row["step"] for row in history] == [0, 10, 20, 25]
-    assert "loss" not in history[0]
-    for row, part in zip(history[1:], (losses[:10], losses[10:20], losses[20:])):
-        assert row["loss"] == pytest.approx(sum(part) / len(part), rel=1e-4)
-    assert history[0]["heldout_loss"] == size_of(tiny_net(scale=0.3))["heldout_loss"]
-    assert history[-1]["heldout_loss"] == size_of(net)["heldout_loss"]
-
-
-def test_the_average_remembers_about_200_steps_at_most(monkeypatch, tmp_path):
+def test_the_average_remembers_no_more_steps_than_it_should(monkeypatch):
     assert 1 / (1 - training.EMA_DECAY) == pytest.approx(200)
     monkeypatch.setattr(training, "EMA_DECAY", 0.3)  # reached at step 3, not at step 1790
-    raw, averages = [], []
-
-    def eps_model(net, x_0, label):
-        raw.append(net.weight.detach().clone())
-        return lambda x_t, t: net(x_t)
-
-    def evaluate(average):
-        averages.append(average.weight.detach().clone())
-        return size_of(average)
-
-    fit(tmp_path / "base.pt", eps_model=eps_model, evaluate=evaluate, evaluate_every=1)
-    assert torch.equal(averages[0], raw[0])
-    for step in range(24):
-        decay = min(0.3, (1 + step) / (10 + step))
-        torch.testing.assert_close(averages[step + 1], decay * averages[step] + (1 - decay) * raw[step + 1])
+    net = tiny_net()
+    expected = net.weight.detach().clone()
+    for step, _, average, _ in train(net, ignore_prompt, SCHEDULE, IMAGES, PROMPTS, **SETTINGS):
+        expected = expected.lerp(net.weight.detach(), 1 - min(0.3, step / (step + 9)))
+        torch.testing.assert_close(average.weight, expected)
+        assert average.weight.grad_fn is None and not average.training and net.training
 
 
-def test_what_is_evaluated_and_what_is_left_are_in_eval_mode(tmp_path):
-    modes = []
-    net, _, _ = fit(tmp_path / "base.pt", evaluate=lambda net: modes.append(net.training) or size_of(net))
-    assert modes == [False] * 4 and not net.training
+def test_matrices_inside_are_muons_and_all_else_is_adamws():
+    unet = UNet(channels=8, multipliers=(1,))
+    muon, adamw = training.make_optimizers(unet)
+    theirs = [{id(p) for group in optimizer.param_groups for p in group["params"]} for optimizer in (muon, adamw)]
+    assert theirs[0] | theirs[1] == {id(p) for p in unet.parameters()} and not theirs[0] & theirs[1]
+    rim = {unet.encoder.conv_in, unet.decoder.conv_out, unet.share, unet.encoder.text.tokens, unet.encoder.text.places}
+    for module in unet.modules():
+        for parameter in module.parameters(recurse=False):
+            assert (id(parameter) in theirs[0]) == (parameter.ndim > 1 and module not in rim)
 
 
-def test_the_loss_of_a_small_problem_falls(tmp_path):
+def test_the_loss_of_a_small_problem_falls():
     black = torch.full_like(IMAGES, -1)
-    net = nn.Conv2d(1, 1, 3, padding=1)
-    rate = dict(steps=150, batch_size=16, learning_rate=5e-2, drop_labels=0, null_label=NULL, seed=0)
-    history, seconds = train(net, ignore_label, SCHEDULE, black, LABELS, path=tmp_path / "base.pt",
-                             about={"kind": "base"}, evaluate=size_of, evaluate_every=50, **rate)
-    assert history[1]["loss"] > history[2]["loss"] > history[3]["loss"]
-    assert history[3]["loss"] < 0.15 and seconds > 0
+    settings = dict(steps=150, batch_size=16, drop_prompts=0, seed=0)
+    losses = torch.stack([loss for _, loss, _, _ in train(tiny_net(), ignore_prompt, SCHEDULE, black, PROMPTS,
+                                                          **settings)])
+    first, second, third = losses.view(3, 50).mean(1)
+    assert first > second > third and third < 0.3 * losses[0]
 
 
-def test_the_loss_is_that_of_diffusion_py_also_where_the_network_answers_in_bf16(monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    answers = []
-
-    def loss(eps_model, *args):
-        answers.append(eps_model(IMAGES[:4], torch.zeros(4, dtype=torch.int64)).dtype)
-        return diffusion_loss(eps_model, *args)
-
-    monkeypatch.setattr(training, "diffusion_loss", loss)
-    net, history, _ = fit(tmp_path / "base.pt", steps=5)
-    assert answers == [torch.bfloat16] * 5
-    assert net.weight.dtype == torch.float32 and math.isfinite(history[-1]["loss"])
+# A base and its control, as they are trained
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5])
-def test_the_network_sees_that_share_of_null_labels(tmp_path, share):
-    seen = []
+@pytest.fixture
+def networks(randomised):
+    """networks(kind): a tiny base, or a control of one, the same at every call, and the eps_model that trains it."""
+    unet = freeze(randomised(UNet(channels=8, multipliers=(1,), patch=4), std=0.1))
 
-    def eps_model(net, x_0, label):
-        seen.append(label)
-        return lambda x_t, t: net(x_t)
+    def control_eps(net, x_0, prompt):
+        eps = controlled(unet, [(net, (x_0 > 0).float(), 1)])
+        return lambda x_t, t: eps(x_t, t, prompt)
 
-    fit(tmp_path / "base.pt", eps_model=eps_model, drop_labels=share, batch_size=80)
-    assert (torch.cat(seen) == NULL).float().mean().item() == pytest.approx(share, abs=0.03)
+    def make(kind):
+        if kind == "control":
+            return randomised(ControlNet(unet), std=0.1), control_eps
+        net = randomised(UNet(channels=8, multipliers=(1,), patch=4), std=0.1)
+        return net, lambda net, x_0, prompt: lambda x_t, t: net(x_t, t, prompt)
+
+    make.locked = unet
+    return make
 
 
-def test_progress_shows_loss_heldout_loss_and_speed(tmp_path, capsys):
-    fit(tmp_path / "base.pt")
-    bar = capsys.readouterr().err.splitlines()[-1]
-    for part in ("base", "25/25", "loss 0.", "held-out", "images/s"):
-        assert part in bar
-
-
-def test_training_a_control_changes_no_byte_of_the_base_and_every_part_of_the_control(randomised, tmp_path):
-    unet = freeze(randomised(UNet(channels=8, multipliers=(1,)), std=0.1))
-    before, control_net = fingerprint(unet), ControlNet(unet)
+def test_training_a_control_changes_no_byte_of_the_base_and_every_part_of_the_control(networks):
+    _, eps_model = networks("control")
+    control_net, before = ControlNet(networks.locked), fingerprint(networks.locked)
     fresh = {name: parameter.clone() for name, parameter in control_net.named_parameters()}
-    edges = (IMAGES[:4] > 0).float()
-
-    def eps_model(net, x_0, label):
-        return lambda x_t, t: unet(x_t, t, label, control=net(x_t, t, label, edges))
-
-    fit(tmp_path / "control.pt", control_net, eps_model, steps=6, about={"kind": "control"})
-    assert fingerprint(unet) == before
-    assert all(parameter.grad is None for parameter in unet.parameters())
+    for _ in train(control_net, eps_model, SCHEDULE, IMAGES, PROMPTS, **{**SETTINGS, "steps": 5}):
+        pass
+    assert fingerprint(networks.locked) == before
+    assert all(parameter.grad is None for parameter in networks.locked.parameters())
     for name, parameter in control_net.named_parameters():
         assert not torch.equal(parameter, fresh[name]), name
 
 
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_what_frozen_convolutions_forget_changes_no_bit_of_a_gradient(randomised, precision):
-    unet = freeze(randomised(UNet(channels=8, multipliers=(1,)), std=0.1))
-    control_net = randomised(ControlNet(unet), std=0.1)
-    x_0, label, t, eps = batch()
-
-    def gradient():
-        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-            control = control_net(x_0, t, label, (x_0 > 0).float())
-            loss = diffusion_loss(lambda x_t, t: unet(x_t, t, label, control=control), SCHEDULE, x_0, t, eps)
-        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, control_net.parameters())])
-
-    forward, before = nn.Conv2d.forward, gradient()
-    with pytest.raises(ZeroDivisionError), frozen_convolutions_forget():
-        within = gradient()
-        raise ZeroDivisionError
-    assert nn.Conv2d.forward is forward  # whatever happens
-    assert torch.equal(within, before) and within.norm() > 0
+@pytest.mark.parametrize("kind", ["base", "control"])
+def test_training_that_goes_on_from_a_snapshot_ends_with_the_same_tensors(networks, kind):
+    net, eps_model = networks(kind)
+    settings = {**SETTINGS, "steps": 6, "drop_prompts": 0.5}
+    file, averages = io.BytesIO(), {}
+    for step, _, average, take_snapshot in train(net, eps_model, SCHEDULE, IMAGES, PROMPTS, **settings):
+        averages[step] = fingerprint(average)
+        if step == 3:
+            torch.save(take_snapshot(), file)
+    file.seek(0)
+    resumed, snapshot, resumed_averages = networks(kind)[0], torch.load(file, weights_only=True), {}
+    for step, _, average, _ in train(resumed, eps_model, SCHEDULE, IMAGES, PROMPTS, snapshot=snapshot, **settings):
+        resumed_averages[step] = fingerprint(average)
+    assert fingerprint(resumed) == fingerprint(net) != fingerprint(networks(kind)[0])
+    assert resumed_averages == {step: averages[step] for step in (4, 5, 6)}
 
 
-def test_a_frozen_convolution_keeps_its_weight_and_the_shape_of_its_input():
-    frozen, x = tiny_net().requires_grad_(False), torch.randn(40, 1, 8, 8, requires_grad=True)
-    with frozen_convolutions_forget():
-        saved = frozen(x).grad_fn
-    assert saved._saved_input.shape == x.shape and saved._saved_input.untyped_storage().nbytes() == 4
-    assert torch.equal(saved._saved_weight, frozen.weight)
+# fit: looks, files, stopping
 
 
-def test_the_average_drags_no_graph_along(tmp_path):
-    graphs = []
-    fit(tmp_path / "base.pt", evaluate=lambda net: graphs.append(net.weight.grad_fn) or size_of(net))
-    assert graphs == [None] * 4  # or it grows with every step, and memory with it
+def fitted(path, eps_model=ignore_prompt, look=size_of, **changes):
+    """Trains for 25 steps, looking at the network after 10, 20 and 25. Returns the network, history and seconds."""
+    net = tiny_net()
+    settings = dict(path=path, about={"kind": "base", "dataset": "drawn"}, look=look, looks=2.5, **SETTINGS)
+    return net, *fit(net, eps_model, SCHEDULE, IMAGES, PROMPTS, **{**settings, **changes})
+
+
+def press_ctrl_c():
+    signal.raise_signal(signal.SIGINT)
+
+
+def at_call(number, action, function=ignore_prompt):
+    """`function`, but at its call of that number, counted from 1, `action()` comes first."""
+    calls = []
+
+    def wrapped(*args):
+        calls.append(args)
+        if len(calls) == number:
+            action()
+        return function(*args)
+
+    wrapped.calls = calls
+    return wrapped
+
+
+def without_losses(history):
+    """A loss is a mean since the last look, or since the run was resumed."""
+    return [{name: value for name, value in row.items() if name != "loss"} for row in history]
+
+
+@pytest.fixture
+def undisturbed(tmp_path):
+    """A finished training: its path, network and history."""
+    net, history, _ = fitted(tmp_path / "undisturbed.pt")
+    return tmp_path / "undisturbed.pt", net, history
+
+
+def test_history_has_the_mean_loss_since_the_last_look_and_what_was_seen_of_the_average(tmp_path):
+    looked = []
+    net, history, seconds = fitted(tmp_path / "base.pt", look=lambda net: looked.append(net.training) or size_of(net))
+    losses, sizes = [], {0: size_of(tiny_net())}
+    for step, loss, average, _ in train(tiny_net(), ignore_prompt, SCHEDULE, IMAGES, PROMPTS, **SETTINGS):
+        losses.append(loss.item())
+        sizes[step] = size_of(average)
+    assert [row["step"] for row in history] == [0, 10, 20, 25]
+    assert without_losses(history) == [{"step": step, **sizes[step]} for step in (0, 10, 20, 25)]
+    for row, part in zip(history[1:], (losses[:10], losses[10:20], losses[20:])):
+        assert row["loss"] == pytest.approx(sum(part) / len(part), rel=1e-5)
+    assert looked == [False] * 4 and not net.training and size_of(net) == sizes[25] and seconds > 0
+    checkpoint = load_checkpoint(tmp_path / "base.pt", {"kind": "base", "dataset": "drawn", "seed": 0, "step": 25})
+    assert checkpoint["history"] == history and "training" not in checkpoint
+    assert all(torch.equal(checkpoint["weights"][name], weight) for name, weight in net.state_dict().items())
+
+
+def test_the_bar_shows_the_stage_the_loss_and_the_speed(tmp_path, capsys):
+    fitted(tmp_path / "base.pt")
+    bar = capsys.readouterr().err.splitlines()[-1]
+    assert all(part in bar for part in ("base", "25/25", "loss 0.", "images/s"))
 
 
 def test_training_works_outside_the_main_thread(tmp_path):
     with ThreadPoolExecutor() as pool:
-        _, history, _ = pool.submit(fit, tmp_path / "base.pt").result(60)
-    assert history[-1]["step"] == 25
-
-
-# Stopped and resumed
+        assert pool.submit(fitted, tmp_path / "base.pt").result(60)[1][-1]["step"] == 25
 
 
 @pytest.mark.parametrize("where, call, stopped_after", [
-    ("eps_model", 1, 1), ("eps_model", 14, 14), ("eps_model", 20, 20), ("evaluate", 2, 10), ("evaluate", 4, 25)])
+    ("eps_model", 1, 1), ("eps_model", 14, 14), ("eps_model", 20, 20), ("look", 2, 10), ("look", 4, 25)])
 def test_a_run_that_was_stopped_ends_like_one_that_was_not(tmp_path, undisturbed, where, call, stopped_after):
     _, net, history = undisturbed
-    function = {"eps_model": ignore_label, "evaluate": size_of}[where]
+    function = {"eps_model": ignore_prompt, "look": size_of}[where]
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "base.pt", **{where: at_call(call, press_ctrl_c, function)})
-    assert load_checkpoint(tmp_path / "base.pt", {"kind": "base"})["step"] == stopped_after
-    resumed, resumed_history, _ = fit(tmp_path / "base.pt", resume=True)
-    assert resumed_history == history
+        fitted(tmp_path / "base.pt", **{where: at_call(call, press_ctrl_c, function)})
+    saved = load_checkpoint(tmp_path / "base.pt", {"kind": "base"})
+    assert saved["step"] == stopped_after
+    eps_model = at_call(None, None)
+    resumed, resumed_history, seconds = fitted(tmp_path / "base.pt", eps_model, resume=True)
+    assert len(eps_model.calls) == 25 - stopped_after and seconds >= saved["seconds"] > 0
+    assert without_losses(resumed_history) == without_losses(history)
     assert fingerprint(resumed) == fingerprint(net)
-
-
-def test_a_run_that_was_stopped_writes_the_same_bytes_as_one_that_was_not(tmp_path, undisturbed):
-    path, _, _ = undisturbed
-    with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "base.pt", eps_model=at_call(14, press_ctrl_c))
-    fit(tmp_path / "base.pt", resume=True)
-    assert (tmp_path / "base.pt").read_bytes() == path.read_bytes()
-
-
-def test_a_stopped_run_saves_all_that_its_next_step_depends_on(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "base.pt", eps_model=at_call(14, press_ctrl_c))
-    checkpoint = load_checkpoint(tmp_path / "base.pt", {"kind": "base", "dataset": "drawn", "steps": 25, "seed": 0})
-    assert set(checkpoint["training"]) == {"weights", "optimizer", "losses", "seconds"}
-    assert len(checkpoint["training"]["losses"]) == 4  # of steps 11 to 14, for the mean at step 20
-
-
-def test_the_same_run_twice_writes_the_same_bytes(tmp_path, undisturbed):
-    path, _, _ = undisturbed
-    fit(tmp_path / "base.pt")
-    assert (tmp_path / "base.pt").read_bytes() == path.read_bytes()
 
 
 def test_a_run_stopped_twice_ends_like_one_that_was_not(tmp_path, undisturbed):
     _, net, history = undisturbed
     for steps in (3, 9):  # 3, and then 9 more
         with pytest.raises(KeyboardInterrupt):
-            fit(tmp_path / "base.pt", eps_model=at_call(steps, press_ctrl_c), resume=True)
-    resumed, resumed_history, _ = fit(tmp_path / "base.pt", resume=True)
-    assert (resumed_history, fingerprint(resumed)) == (history, fingerprint(net))
-
-
-def test_it_does_not_matter_when_in_a_step_ctrl_c_comes(tmp_path, monkeypatch, undisturbed):
-    class Requests(list):
-        """Is empty when it is looked at, until a certain look."""
-
-        def __init__(self, look):
-            self.looks_left = look
-
-        def __bool__(self):
-            self.looks_left -= 1
-            return self.looks_left <= 0
-
-    _, net, history = undisturbed
-    for look in range(28, 44):  # the loop looks up to three times a step
-        path = tmp_path / f"{look}.pt"
-        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
-            patch.setattr(training, "deferred_interrupt", lambda look=look: contextlib.nullcontext(Requests(look)))
-            fit(path)
-        resumed, resumed_history, _ = fit(path, resume=True)
-        assert (resumed_history, fingerprint(resumed)) == (history, fingerprint(net))
-
-
-def test_a_resumed_run_takes_only_the_steps_that_are_left_and_adds_up_the_time(tmp_path, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(training.time, "perf_counter", lambda: now[0])
-
-    def takes_a_second(net, x_0, label):
-        now[0] += 1
-        return ignore_label(net, x_0, label)
-
-    with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "base.pt", eps_model=at_call(14, press_ctrl_c, takes_a_second))
-    now[0] = 500.0
-    eps_model = at_call(None, None, takes_a_second)
-    _, _, seconds = fit(tmp_path / "base.pt", eps_model=eps_model, resume=True)
-    assert len(eps_model.calls) == 11
-    assert seconds == 25
+            fitted(tmp_path / "base.pt", at_call(steps, press_ctrl_c), resume=True)
+    resumed, resumed_history, _ = fitted(tmp_path / "base.pt", resume=True)
+    assert without_losses(resumed_history) == without_losses(history) and fingerprint(resumed) == fingerprint(net)
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path):
-    def twice():
-        press_ctrl_c()
-        press_ctrl_c()
-
-    eps_model = at_call(14, twice)
+    eps_model = at_call(14, lambda: (press_ctrl_c(), press_ctrl_c()))
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "base.pt", eps_model=eps_model)
+        fitted(tmp_path / "base.pt", eps_model)
     assert len(eps_model.calls) == 14
     assert load_checkpoint(tmp_path / "base.pt", {"kind": "base"})["step"] == 10
 
@@ -470,104 +404,80 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
 def test_ctrl_c_means_what_it_meant_before_however_training_ends(tmp_path, action, end):
     before = signal.getsignal(signal.SIGINT)
     with end:
-        fit(tmp_path / "base.pt", eps_model=at_call(5, action))
+        fitted(tmp_path / "base.pt", at_call(5, action))
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_resuming_what_is_finished_is_over_at_once_and_writes_nothing(tmp_path, undisturbed):
+def test_resuming_what_is_finished_is_over_at_once_and_writes_nothing(undisturbed):
     path, net, history = undisturbed
     before = path.stat()
-    eps_model, evaluate = at_call(None, None), at_call(None, None, size_of)
-    resumed, resumed_history, seconds = fit(path, eps_model=eps_model, evaluate=evaluate, resume=True)
-    assert not eps_model.calls and not evaluate.calls and seconds == 0
+    eps_model, look = at_call(None, None), at_call(None, None, size_of)
+    resumed, resumed_history, seconds = fitted(path, eps_model, look, resume=True)
+    assert not eps_model.calls and not look.calls and not resumed.training
+    assert seconds == load_checkpoint(path, {"kind": "base"})["seconds"]
     assert (resumed_history, fingerprint(resumed)) == (history, fingerprint(net))
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
 
 
-def test_resuming_where_there_is_nothing_starts_from_the_beginning(tmp_path, undisturbed):
-    _, _, history = undisturbed
-    assert fit(tmp_path / "base.pt", resume=True)[1] == history
-
-
-def test_without_resume_an_old_file_is_not_looked_at(tmp_path, undisturbed):
+def test_resuming_where_there_is_nothing_starts_and_not_resuming_starts_afresh(tmp_path, undisturbed):
     path, _, history = undisturbed
+    assert fitted(tmp_path / "base.pt", resume=True)[1] == history
     path.write_bytes(b"old")
-    assert fit(path)[1] == history
+    assert fitted(path)[1] == history
 
 
 @pytest.mark.parametrize("changes, sentence", [
     (dict(seed=1), "seed 0 instead of 1"),
-    (dict(batch_size=5), "batch_size 4 instead of 5"),
-    (dict(steps=30), "steps 25 instead of 30"),
     (dict(about={"kind": "base", "dataset": "mnist"}), "dataset drawn instead of mnist"),
-    (dict(seed=1, steps=30), "steps 25 instead of 30, seed 0 instead of 1"),
-])
-@pytest.mark.parametrize("finished", [True, False])
-def test_a_run_does_not_go_on_with_other_settings(tmp_path, changes, sentence, finished):
-    path = tmp_path / "base.pt"
-    if finished:
-        fit(path)
-    else:
-        with pytest.raises(KeyboardInterrupt):
-            fit(path, eps_model=at_call(14, press_ctrl_c))
+    (dict(batch_size=5, steps=30), "steps 25 instead of 30, batch_size 4 instead of 5")])
+def test_a_run_does_not_go_on_with_other_settings(undisturbed, changes, sentence):
+    path = undisturbed[0]
     before = path.read_bytes()
     with pytest.raises(CheckpointError, match=sentence):
-        fit(path, resume=True, **changes)
+        fitted(path, resume=True, **changes)
     assert path.read_bytes() == before
 
 
-def test_a_damaged_checkpoint_is_refused_and_left_alone(tmp_path, undisturbed):
-    path, _, _ = undisturbed
-    path.write_bytes(path.read_bytes()[:-100])
-    before = path.read_bytes()
-    with pytest.raises(CheckpointError, match="undisturbed.pt is damaged"):
-        fit(path, resume=True)
-    assert path.read_bytes() == before
+def test_processes_that_cannot_share_a_batch_evenly_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 3)
+    with pytest.raises(TrainingError, match="3 processes cannot share a batch of 4: --batch-size must be a multiple"):
+        fitted(tmp_path / "base.pt")
 
 
 # A loss that is no number
 
 
-def spoilt(step, value):
-    """An eps_model whose loss is no finite number at that step, and at the ones before and after is."""
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("step, kept", [(3, None), (11, 10), (14, 10), (20, 10), (25, 20)])
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_weights(tmp_path, undisturbed, step, kept,
+                                                                              value):
     calls = []
 
-    def eps_model(net, x_0, label):
+    def eps_model(net, x_0, prompt):
         calls.append(None)
         return lambda x_t, t: net(x_t) + (value if len(calls) == step else 0)
 
-    return eps_model
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("step, kept", [(1, 0), (3, 0), (11, 10), (14, 10), (20, 10), (21, 20), (25, 20)])
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_weights(tmp_path, step, kept, value):
     path = tmp_path / "base.pt"
-    with pytest.raises(TrainingError, match=rf"became (nan|inf) at step {step}; .*base\.pt keeps"):
-        fit(path, eps_model=spoilt(step, value))
-    checkpoint = load_checkpoint(path, {"kind": "base"})
-    assert checkpoint["step"] == kept
-    assert all(weight.isfinite().all() for weight in checkpoint["weights"].values())
-
-
-@pytest.mark.parametrize("step", [
-    3, 14, 25])
-def test_a_run_goes_on_from_the_last_good_weights(tmp_path, undisturbed, step):
-    _, net, history = undisturbed
-    with pytest.raises(TrainingError):
-        fit(tmp_path / "base.pt", eps_model=spoilt(step, math.nan))
-    resumed, resumed_history, _ = fit(tmp_path / "base.pt", resume=True)
-    assert (resumed_history, fingerprint(resumed)) == (history, fingerprint(net))
+    with pytest.raises(TrainingError, match="the loss became (nan|inf) before step .*: try another --seed"):
+        fitted(path, eps_model)
+    if kept is None:
+        assert not path.exists()
+    else:
+        checkpoint = load_checkpoint(path, {"kind": "base"})
+        assert checkpoint["step"] == kept and all(w.isfinite().all() for w in checkpoint["weights"].values())
+    assert fingerprint(fitted(path, resume=True)[0]) == fingerprint(undisturbed[1])
 
 
 def test_weights_that_are_no_numbers_are_not_saved_over_good_ones(tmp_path):
     calls = []
 
-    def eps_model(net, x_0, label):  # at step 20, which ends with a checkpoint
+    def eps_model(net, x_0, prompt):  # at step 20, which ends with a look: the loss is finite, its gradient is not
         calls.append(None)
         return lambda x_t, t: net(x_t) + ((0 * net.bias).sqrt() if len(calls) == 20 else 0)
 
-    with pytest.raises(TrainingError):
-        fit(tmp_path / "base.pt", eps_model=eps_model)
-    weights = load_checkpoint(tmp_path / "base.pt", {"kind": "base"})["weights"]
-    assert all(weight.isfinite().all() for weight in weights.values())
+    with pytest.raises(TrainingError, match="no longer finite after step 20, which is not saved: try another --seed"):
+        fitted(tmp_path / "base.pt", eps_model)
+    checkpoint = load_checkpoint(tmp_path / "base.pt", {"kind": "base"})
+    assert checkpoint["step"] == 10 and all(w.isfinite().all() for w in checkpoint["weights"].values())

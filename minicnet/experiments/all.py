@@ -1,48 +1,79 @@
-"""All experiments in turn, and the table of their verdicts, for the README:
+"""All experiments in turn, and the README of this folder, with their verdicts:
 
     python -m minicnet.experiments.all              # about two hours on two CPU cores; can be stopped and run again
-    python -m minicnet.experiments.all --quick      # a smoke run: a minute, and no meaning
-    python -m minicnet.experiments.all --readme     # also puts the table and the figures into the README
+    python -m minicnet.experiments.all --readme     # runs nothing: only writes the README, of the results there are
+    python -m minicnet.experiments.all --quick      # a smoke run: a minute, no meaning, and no README
+
+Results and figures that the code here and now made are copied from the folder --out into .github/results/experiments.
+The README shows what lies there, and says of each result whether that is still what the code would measure.
 """
 
+import importlib
+import json
 import shutil
 from pathlib import Path
 
+from minicnet import cli
 from minicnet.checkpoints import write_atomically
-from minicnet.experiments.lab import main
-from minicnet.report import update_readme
+from minicnet.experiments import lab
 
 NAMES = ("zero_convolution", "sudden_convergence", "cost", "data_size", "forgetting", "many_conditions", "transfer",
          "guidance")
-MARKS = "<!-- claims: made by python -m minicnet.experiments.all -->", "<!-- end of claims -->"
+ROOT = Path(__file__).parents[2]
+RESULTS = Path(".github") / "results" / "experiments"
+INTRODUCTION = """# The paper's claims, measured
+
+One file for each claim, with the rule by which it decides: *reproduced*, *mixed* or *not reproduced*. All start from
+the small weights that come with the repository. A figure is a mean ± its standard deviation over the seeds. This page
+is written by `python -m minicnet.experiments.all`."""
 
 
-def table(results):
-    """The results in Markdown: claim, verdict, evidence, and where, when and how it was measured."""
-    lines = ["| experiment | claim of the paper | verdict | evidence |", "|---|---|---|---|"]
-    for result in results:
-        lines.append(f"| [`{result['name']}`](minicnet/experiments/{result['name']}.py) | {result['claim']} | "
-                     f"**{result['verdict']}** | {result['why']} "
-                     f"([figure](.github/results/experiments/{result['name']}.png)) |")
-    how = "; ".join(f"{result['name']}: {result['dataset']}, seeds {', '.join(map(str, result['seeds']))}, "
-                    f"{result['device']}, torch {result['torch']}, {result['date']}, {result['seconds'] / 60:.0f} min"
-                    for result in results)
-    return "\n".join([*lines, "", f"Mean ± standard deviation over seeds. {how}."])
+def is_current(result):
+    """Did the weights, settings and code that are here now make this result?"""
+    module = importlib.import_module(f"minicnet.experiments.{result['name']}")
+    return result.get("stamp") == lab.stamp_of(module.BASE, lab.FULL, result["name"])
 
 
-def publish(results, out, root):
-    """Copies the results into .github/results/experiments and writes the table into the README, both of `root`."""
-    folder = root / ".github" / "results" / "experiments"
-    folder.mkdir(parents=True, exist_ok=True)
-    for result in results:
-        shutil.copy(out / result["name"] / "figure.png", folder / f"{result['name']}.png")
-        shutil.copy(out / result["name"] / "result.json", folder / f"{result['name']}.json")
-    update_readme(root / "README.md", *MARKS, table(results))
+def section(result):
+    """One claim in Markdown: verdict, evidence, figure, and where, when and how it was measured."""
+    name, mark = result["name"], ""
+    if "stamp" not in result:
+        mark = ("> **To be measured again.** This was measured before prompts became words and training got its new "
+                "recipe: with labels, and on bases that drew worse.\n\n")
+    elif not is_current(result):
+        mark = "> **To be measured again.** Code, settings or weights have changed since this was measured.\n\n"
+    return (f"## {name}: {result['verdict']}\n\nThe claim: {result['claim']}\n\n{mark}"
+            f"{result['why'][0].upper()}{result['why'][1:]}.\n\n"
+            f"![{name}: {result['verdict']}](../../{RESULTS.as_posix()}/{name}.png)\n\n"
+            f"`python -m minicnet.experiments.{name}` ([{name}.py]({name}.py)): {result['seconds'] / 60:.0f} minutes, "
+            f"{result['dataset']}, seeds {', '.join(map(str, result['seeds']))}, {result['images']} images, "
+            f"{result['device']}, torch {result['torch']}, {result['date']}.")
+
+
+def publish(out, root):
+    """Copies current results from the folder `out` into the checkout `root`, and writes the README there of all."""
+    (root / RESULTS).mkdir(parents=True, exist_ok=True)
+    sections = []
+    for name in NAMES:
+        made, published = out / name / "result.json", root / RESULTS / f"{name}.json"
+        if made.exists() and is_current(json.loads(made.read_text())):
+            shutil.copy(made, published)
+            shutil.copy(out / name / "figure.png", published.with_suffix(".png"))
+        sections.append(section(json.loads(published.read_text())) if published.exists() else
+                        f"## {name}: not measured yet\n\n`python -m minicnet.experiments.{name}`")
+    readme = root / "minicnet" / "experiments" / "README.md"
+    write_atomically(readme, ("\n\n".join([INTRODUCTION, *sections]) + "\n").encode())
+    print(readme)
+
+
+def main(args):
+    if not args.readme:
+        lab.run(args, *NAMES)
+    if not args.quick:
+        publish(args.out or Path("runs/experiments"), ROOT)
 
 
 if __name__ == "__main__":
-    args, results = main(*NAMES, description=__doc__, readme="put table and figures into this checkout's README")
-    write_atomically(args.out / "table.md", (table(results) + "\n").encode())
-    print(args.out / "table.md")
-    if args.readme:
-        publish(results, args.out, Path(__file__).parents[2])
+    parser = lab.parser(__doc__)
+    parser.add_argument("--readme", action="store_true", help="run nothing, write the README of the results there are")
+    cli.run(main, parser.parse_args(), stopped="stopped: the same command goes on")

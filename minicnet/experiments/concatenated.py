@@ -2,7 +2,7 @@
 
 Nothing is locked and nothing is copied. The first convolution gets input channels for the condition, whose weights
 start at zero, so that training starts from the base here too (up to rounding: the sums are longer). Data, steps, batch
-and learning rate are those of the control, 2e-3 at its peak.
+and learning rates are those of the control.
 """
 
 import torch
@@ -12,7 +12,7 @@ from minicnet.controlnet import trainable_copy
 
 
 class ConcatenatedUNet(nn.Module):
-    """eps(x_t, t, label, condition): a trainable copy of a UNet whose first convolution also reads a condition.
+    """A trainable copy of a UNet whose first convolution also reads a condition. It is called as a UNet is.
 
     unet: the base, trained; it is neither changed nor kept. condition_channels: 1 for edges.
     """
@@ -31,10 +31,20 @@ class ConcatenatedUNet(nn.Module):
         encoder.conv_in = wide
         encoder.in_channels += condition_channels
 
-    def forward(self, x_t, t, label, condition):
-        """x_t (B, C, H, W); t, label (B,); condition (B, condition_channels, H, W) in [0, 1]. -> eps, like x_t
+    def forward(self, x_t, t, prompt, control):
+        """UNet.forward, with the condition itself, (B, condition_channels, H, W), in the place of a Control.
 
-        This is UNet.forward, with the condition beside x_t for the encoder. The share of x_t remains one of x_t alone.
+        The encoder reads it beside x_t. The share of x_t that is added in the end remains one of x_t alone.
         """
-        skips, middle, emb = self.unet.encoder(torch.cat([x_t, condition], dim=1), t, label)
-        return self.unet.decoder(skips, middle, emb) + self.unet.share(emb)[:, :, None, None] * x_t
+        skips, middle, emb, words = self.unet.encoder(torch.cat([x_t, control], dim=1), t, prompt)
+        return self.unet.decoder(skips, middle, emb, words) + self.unet.share(emb)[:, :, None, None] * x_t
+
+
+class ConditionItself:
+    """Stands where `controlled` wants a ControlNet, and hands the condition on to a base that reads it itself."""
+
+    def encode(self, condition):
+        return condition
+
+    def __call__(self, x_t, t, prompt, hint):
+        return hint

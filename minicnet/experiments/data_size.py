@@ -2,10 +2,10 @@
 
 ControlNets for edges are trained on 100, 1,000, 10,000 and all images of the training set, and measured on edges of
 test images. Beside them, the other way to teach a base a condition: all of it fine-tuned, on the same images, with the
-edges as more channels of its input (concatenated.py). Both see the same batches, steps and learning rate.
+edges as more channels of its input (concatenated.py). Both see the same batches, steps and learning rates.
 
-The paper trains on 1k, 50k and 3m images and shows pictures. Training is short here: it draws 200 batches of 16 images,
-so that 10,000 images are hardly repeated, and 100 are seen 32 times each. The images drawn have no guidance.
+The paper trains on 1k, 50k and 3m images and shows pictures. Training is short here: it draws 200 batches of 32 images,
+so that of 10,000 hardly one is seen twice, and 100 are seen 64 times each. The images are drawn without guidance.
 """
 
 import statistics
@@ -14,9 +14,10 @@ import torch
 from matplotlib.figure import Figure
 
 from minicnet.conditions import canny
-from minicnet.controlnet import ControlNet
-from minicnet.experiments.concatenated import ConcatenatedUNet
-from minicnet.experiments.lab import across_seeds, clearly_better, controlled, main, mean, spread
+from minicnet.controlnet import ControlNet, controlled
+from minicnet.experiments.concatenated import ConcatenatedUNet, ConditionItself
+from minicnet.experiments.lab import across_seeds, clearly_better, control_eps, in_figures, main, mean, prompts_of
+from minicnet.experiments.plots import lines_of_images
 
 BASE = "digits"
 CLAIM = "Training a ControlNet does not collapse with 1,000 images, and gains with more (section 4.5, Fig. 10)."
@@ -24,43 +25,36 @@ SIZES = {"100": 100, "1000": 1000, "10000": 10_000, "all": None}
 METHODS = {"control": "ControlNet", "finetuned": "whole base fine-tuned"}
 
 
-def trained_model(lab, method, size, seed):
-    """eps_model(x_t, t, label, edges) of a method after training on so many images, and these images and labels."""
-    make, model = {"control": (ControlNet, lambda net: controlled(lab.unet, net)),
-                   "finetuned": (ConcatenatedUNet, lambda net: net)}[method]
+def trained(lab, method, size, seed):
+    """A base and its control after training on so many images, and the first of these images and their prompts."""
+    make, parts = {"control": (ControlNet, lambda net: (lab.unet, net)),
+                   "finetuned": (ConcatenatedUNet, lambda net: (net, ConditionItself()))}[method]
     order = torch.randperm(len(lab.train_images), generator=torch.Generator().manual_seed(seed))
     few = order[: SIZES[size]].to(lab.device)
-    images, labels = lab.train_images[few], lab.train_labels[few]
-
-    def eps_model(net, x_0, label):
-        edges = canny(x_0)
-        return lambda x_t, t: model(net)(x_t, t, label, edges)
-
-    net, _ = lab.trained(f"{method}-on-{size}", seed, lambda: make(lab.unet), eps_model, images, labels,
-                         steps=lab.steps // 2)
-    return model(net), images[: lab.images], labels[: lab.images]
+    net, _ = lab.trained(f"{method}-on-{size}", seed, lambda: make(lab.unet), control_eps(parts, canny),
+                         lab.train_images[few], lab.train_prompts[few], steps=lab.steps // 2)
+    shown = few[: lab.images]
+    return *parts(net), lab.train_images[shown], prompts_of(lab.train_labels[shown])
 
 
 def run(lab):
-    images, labels = lab.test_images, lab.test_labels
-    edges = canny(images)
-
-    def loss(model, images, labels):
-        edges = canny(images)
-        return lab.heldout(lambda x_t, t: model(x_t, t, labels, edges), images)
+    edges = canny(lab.test_images)
 
     def measured(method, size, seed):
-        model, shown_images, shown_labels = trained_model(lab, method, size, seed)
-        drawn = lab.draw(model, labels, edges, seed=seed, guidance=1.0)
-        return {**lab.score(drawn, labels, edges), "loss": loss(model, images, labels),
-                "loss_shown": loss(model, shown_images, shown_labels)}
+        unet, control, shown_images, shown_prompts = trained(lab, method, size, seed)
+        drawn = lab.draw(lab.test_prompts, [(control, edges, 1)], unet=unet, seed=seed, guidance=1.0)
+        loss, loss_shown = (lab.heldout(controlled(unet, [(control, canny(images), 1)]), images, prompt)
+                            for images, prompt in ((lab.test_images, lab.test_prompts), (shown_images, shown_prompts)))
+        return {**lab.score(drawn, lab.test_labels, edges), "loss": loss, "loss_shown": loss_shown}
+
+    def floor(seed):
+        return lab.score(lab.draw(lab.test_prompts, seed=seed, guidance=1.0), lab.test_labels, edges)
 
     for seed in lab.seeds:
-        lab.row(f"base-{seed}", lambda seed=seed: lab.score(lab.draw(lab.unet, labels, seed=seed, guidance=1.0),
-                                                            labels, edges))
+        lab.row(f"base-{seed}", floor, seed)
         for size in SIZES:
             for method in METHODS:
-                lab.row(f"{method} {size}-{seed}", lambda key=(method, size, seed): measured(*key))
+                lab.row(f"{method} {size}-{seed}", measured, method, size, seed)
 
 
 def verdict(rows):
@@ -74,7 +68,7 @@ def verdict(rows):
     gains = [b - a for a, b in zip(few_seeds, all_seeds, strict=True)]
     gained = clearly_better(all_seeds, few_seeds)
     word = "reproduced" if holds and gained else "mixed" if holds else "not reproduced"
-    f1 = {method: ", ".join(spread(rows, f"{method} {size}", "edge_f1") for size in SIZES) for method in METHODS}
+    f1 = {method: ", ".join(in_figures(rows, f"{method} {size}", "edge_f1") for size in SIZES) for method in METHODS}
     collapse = "do not collapse" if holds else "collapse" if learned else "tell nothing, as no training worked"
     return word, (f"edge-F1 with {', '.join(SIZES)} images: {f1['control']} (base alone {floor:.3f}); the whole base "
                   f"fine-tuned: {f1['finetuned']}. 1,000 images {collapse}; "
@@ -101,18 +95,13 @@ def figure(rows, lab):
         if name == "edge_f1":
             ax.legend(fontsize=8)
     few, seed = slice(0, 10), lab.seeds[0]
-    labels, edges = lab.test_labels[few], canny(lab.test_images[few])
+    prompt, edges = lab.test_prompts[few], canny(lab.test_images[few])
     for ax, (method, words) in zip(bottom.subplots(1, 2), METHODS.items()):
-        drawn = [lab.draw(trained_model(lab, method, size, seed)[0], labels, edges, seed=seed, guidance=1.0)
-                 for size in SIZES]
-        strips = [edges * 2 - 1, lab.draw(lab.unet, labels, seed=seed, guidance=1.0), *drawn]
-        picture = torch.cat([torch.cat(list(strip[:, 0]), dim=1) for strip in strips])
-        ax.imshow(picture.cpu(), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
-        side = len(picture) / len(strips)
-        ax.set_yticks([side * (i + 0.5) for i in range(len(strips))],
-                      ["edges", "base alone", *(f"{size} images" for size in SIZES)], fontsize=8)
-        ax.set_xticks([])
-        ax.set_title(f"{words}: the same noise, seed {seed}", fontsize=10)
+        lines = {"edges": [edges * 2 - 1], "base alone": [lab.draw(prompt, seed=seed, guidance=1.0)]}
+        for size in SIZES:
+            unet, control, *_ = trained(lab, method, size, seed)
+            lines[f"{size} images"] = [lab.draw(prompt, [(control, edges, 1)], unet=unet, seed=seed, guidance=1.0)]
+        lines_of_images(ax, lines, [""], f"{words}: the same noise, seed {seed}")
     return fig
 
 

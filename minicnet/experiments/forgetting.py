@@ -1,21 +1,20 @@
 """Does fine-tuning forget what the locked base keeps (the paper's sections 1 and 3.1)?
 
-The base knows ten digits. It is taught edges with images of three of them only, labels as well, and then asked for the
-other seven: with their edges, and without any. Three ways to teach it, with the same batches, steps and learning rate:
+The base knows ten digits. It is taught edges with images of three of them only, with their captions, and then asked
+for the other seven: with their edges, and without any. Three ways to teach it, with the same batches, steps and rates:
 
     control       ControlNet: the base is locked
     unlocked      ControlNet, and the base's decoder is trained too, as with sd_locked=False in the official code
                   (which advises a lower learning rate then; here it stays, so that only the lock differs)
     finetuned     all of the base, the edges being more channels of its input (concatenated.py)
 
-Without edges means strength 0; fine-tuning has no strength, and is given an empty edge map, which it has never seen. So
-the digits shown are asked for without edges, too: if they come out badly as well, drawing without edges is forgotten,
-and not just the seven digits. The base alone is the row to compare with: same labels, same noise. The paper argues with
-pictures and with users' preferences; it has no such experiment. Images are drawn without guidance.
+Without edges means strength 0, which for fine-tuning is an empty edge map: it has never seen one. So the digits shown
+are asked for without edges, too: if they come out badly as well, drawing without edges is forgotten, and not just the
+seven digits. The base alone is the row to compare with: same prompts, same noise. The paper argues with pictures and
+with users' preferences; it has no such experiment. Images are drawn without guidance.
 """
 
 import copy
-import statistics
 
 import torch
 from matplotlib.figure import Figure
@@ -23,8 +22,9 @@ from torch import nn
 
 from minicnet.conditions import canny
 from minicnet.controlnet import ControlNet, freeze
-from minicnet.experiments.concatenated import ConcatenatedUNet
-from minicnet.experiments.lab import across_seeds, clearly_better, controlled, main, mean, spread
+from minicnet.experiments.concatenated import ConcatenatedUNet, ConditionItself
+from minicnet.experiments.lab import across_seeds, clearly_better, control_eps, in_figures, main, mean, prompts_of
+from minicnet.experiments.plots import grouped_bars, lines_of_images
 
 BASE = "digits"
 CLAIM = ("Fine-tuning a base directly on narrow data forgets; with ControlNet the base keeps what it knows (sections "
@@ -42,32 +42,20 @@ class Unlocked(nn.Module):
         self.unet = freeze(copy.deepcopy(unet))
         self.unet.decoder.requires_grad_(True)
 
-    def forward(self, x_t, t, label, *conditions):
-        return controlled(self.unet, *[self.control_net][: len(conditions)])(x_t, t, label, *conditions)
 
-
-def models(lab, method, net):
-    """Two eps_models of a trained net: (x_t, t, label, edges), and (x_t, t, label) that is shown no edges."""
-    if method == "control":
-        def strength_0(x_t, t, label):
-            return lab.unet(x_t, t, label, control=0.0 * net(x_t, t, label, torch.zeros_like(x_t[:, :1])))
-
-        return controlled(lab.unet, net), strength_0
-    if method == "unlocked":
-        return net, net
-    return net, lambda x_t, t, label: net(x_t, t, label, torch.zeros_like(x_t[:, :1]))
+def parts(lab, method, net):
+    """The base to draw with, and what controls it."""
+    return {"control": lambda: (lab.unet, net), "unlocked": lambda: (net.unet, net.control_net),
+            "finetuned": lambda: (net, ConditionItself())}[method]()
 
 
 def trained(lab, method, seed):
     make = {"control": ControlNet, "unlocked": Unlocked, "finetuned": ConcatenatedUNet}[method]
-
-    def eps_model(net, x_0, label):
-        edges = canny(x_0)
-        return lambda x_t, t: models(lab, method, net)[0](x_t, t, label, edges)
-
+    eps_model = control_eps(lambda net: parts(lab, method, net), canny)
     few = shown(lab.train_labels)
-    name = f"{method}-on-digits-{''.join(map(str, SHOWN))}"
-    return lab.trained(name, seed, lambda: make(lab.unet), eps_model, lab.train_images[few], lab.train_labels[few])[0]
+    net, _ = lab.trained(f"{method}-on-digits-{''.join(map(str, SHOWN))}", seed, lambda: make(lab.unet), eps_model,
+                         lab.train_images[few], lab.train_prompts[few])
+    return parts(lab, method, net)
 
 
 def shown(labels):
@@ -79,24 +67,25 @@ def run(lab):
     others, labels = lab.reference_images[~old], lab.reference_labels[~old]
     few, few_labels = others[: lab.images], labels[: lab.images]  # digits that training does not show
     known, known_labels = (x[old][: lab.images // 2] for x in (lab.reference_images, lab.reference_labels))
-    edges, known_edges = canny(few), canny(known)
 
     def measured(method, seed):
-        def score(start, model, images, labels, *conditions):
-            drawn = lab.draw(model, labels, *conditions, seed=seed, guidance=1.0)
-            scores = lab.score(drawn, labels, canny(images), reference=others)
+        unet, control = (lab.unet, None) if method == "base" else trained(lab, method, seed)
+
+        def score(start, images, labels, strength):
+            edges = canny(images)
+            controls = [(control, edges, strength)] if control else []
+            drawn = lab.draw(prompts_of(labels), controls, unet=unet, seed=seed, guidance=1.0)
+            scores = lab.score(drawn, labels, edges, reference=others)
             return {f"{start}_{name}": value for name, value in scores.items()}
 
-        following, alone = (None, lab.unet) if method == "base" else models(lab, method, trained(lab, method, seed))
-        row = {**score("without", alone, few, few_labels), **score("shown_without", alone, known, known_labels)}
-        if following:
-            row |= {**score("with", following, few, few_labels, edges),
-                    **score("shown_with", following, known, known_labels, known_edges)}
+        row = {**score("without", few, few_labels, 0), **score("shown_without", known, known_labels, 0)}
+        if control:
+            row |= {**score("with", few, few_labels, 1), **score("shown_with", known, known_labels, 1)}
         return {name: value for name, value in row.items() if not (name.startswith("shown") and "frechet" in name)}
 
     for seed in lab.seeds:
         for method in ("base", *METHODS):
-            lab.row(f"{method}-{seed}", lambda key=(method, seed): measured(*key))
+            lab.row(f"{method}-{seed}", measured, method, seed)
 
 
 def better(rows, a, b, *names):
@@ -122,7 +111,7 @@ def verdict(rows):
     word = "reproduced" if forgets and ahead else "mixed" if forgets or ahead else "not reproduced"
 
     def texts(name, *methods):
-        return ", ".join(spread(rows, method, name) for method in methods or METHODS)
+        return ", ".join(in_figures(rows, method, name) for method in methods or METHODS)
 
     return word, (f"label accuracy on seven digits not shown (ControlNet, decoder unlocked, all fine-tuned), without "
                   f"edges: {texts('without_label_accuracy')} (base {texts('without_label_accuracy', 'base')}); with "
@@ -136,31 +125,21 @@ def figure(rows, lab):
     top.suptitle("Digits that training did not show", fontsize=11)
     titles = {"edge_f1": "edge-F1", "label_accuracy": "label accuracy", "frechet": "Frechet distance (less is better)"}
     for ax, (name, title) in zip(top.subplots(1, 3), titles.items()):
-        for shift, kind in ((-0.2, "with"), (0.2, "without")):
-            values = [across_seeds(rows, method, f"{kind}_{name}") for method in METHODS]
-            ax.bar([i + shift for i in range(len(METHODS))], [statistics.mean(v) for v in values], 0.38,
-                   yerr=[statistics.stdev(v) for v in values], capsize=3, label=f"{kind} edges")
+        grouped_bars(ax, METHODS.values(), {f"{kind} edges": [across_seeds(rows, method, f"{kind}_{name}")
+                                                              for method in METHODS] for kind in ("with", "without")},
+                     title)
         ax.axhline(mean(rows, "base", f"without_{name}"), color="tab:gray", linestyle="--", label="base, without edges")
-        ax.set_xticks(range(len(METHODS)), METHODS.values(), fontsize=8)
-        ax.set_title(title, fontsize=10)
-        ax.grid(alpha=0.3, axis="y")
-        ax.set_axisbelow(True)
     top.legend(*top.axes[0].get_legend_handles_labels(), fontsize=8, ncols=3, loc="outside lower center")
     seed, other = lab.seeds[0], ~shown(lab.test_labels)
-    labels, edges = lab.test_labels[other][:8], canny(lab.test_images[other][:8])
-    nets = {method: models(lab, method, trained(lab, method, seed)) for method in METHODS}
+    prompt, edges = lab.test_prompts[other][:8], canny(lab.test_images[other][:8])
     for ax, kind in zip(bottom.subplots(1, 2), ("with", "without")):
-        base = lab.draw(lab.unet, labels, seed=seed, guidance=1.0)
-        lines = {"edges": edges * 2 - 1} if kind == "with" else {"base": base}
-        for method, (following, alone) in nets.items():
-            model, *conditions = (following, edges) if kind == "with" else (alone,)
-            lines[METHODS[method]] = lab.draw(model, labels, *conditions, seed=seed, guidance=1.0)
-        picture = torch.cat([torch.cat(list(line[:, 0]), dim=1) for line in lines.values()])
-        ax.imshow(picture.cpu(), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
-        side = len(picture) / len(lines)
-        ax.set_yticks([side * (i + 0.5) for i in range(len(lines))], lines, fontsize=8)
-        ax.set_xticks([])
-        ax.set_title(f"{kind} edges: the same noise, seed {seed}", fontsize=10)
+        lines = {"edges": edges * 2 - 1} if kind == "with" else {"base": lab.draw(prompt, seed=seed, guidance=1.0)}
+        for method, words in METHODS.items():
+            unet, control = trained(lab, method, seed)
+            controls = [(control, edges, kind == "with")]
+            lines[words] = lab.draw(prompt, controls, unet=unet, seed=seed, guidance=1.0)
+        lines_of_images(ax, {name: [images] for name, images in lines.items()}, [""],
+                        f"{kind} edges: the same noise, seed {seed}")
     return fig
 
 

@@ -1,6 +1,6 @@
 """Guidance without a prompt (the paper's section 3.4 and Fig. 5): to which branch does the condition belong?
 
-No label is given anywhere, so all that guidance, eps_uncond + w (eps_cond - eps_uncond), can strengthen is the edges:
+The prompt is always empty, so all that guidance, eps_uncond + w (eps_cond - eps_uncond), can strengthen is the edges:
 
     both       they are in eps_cond and eps_uncond, which are then one, and w does nothing: one draw stands for all w
     only       they are in eps_cond only
@@ -15,13 +15,13 @@ shows one image of each at one w, we measure many at several.
 
 import statistics
 
-import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 from minicnet.conditions import canny
 from minicnet.controlnet import Control
-from minicnet.experiments.lab import across_seeds, clearly_better, main, mean, spread
+from minicnet.experiments.lab import across_seeds, clearly_better, in_figures, main, mean
+from minicnet.experiments.plots import lines_of_images
+from minicnet.words import tokenize
 
 BASE = "digits"
 CLAIM = "CFG resolution weighting improves images that are drawn without a prompt (section 3.4, Fig. 5)."
@@ -44,34 +44,37 @@ def reweighted(variant, control):
             "reduced": lambda: weighted(control, min(heights))}[variant]()
 
 
-def eps_of(unet, net, variant, w):
-    """eps_model(x_t, t, label, edges) whose guidance w strengthens the edges, not the label."""
-    def eps_model(x_t, t, label, edges):
-        control = net(x_t, t, label, edges)
+def strengthened(unet, variant, w):
+    """What stands in the base's place, so that guidance w strengthens what a control says, and not the prompt."""
+    def eps_model(x_t, t, prompt, control):
         if variant == "both":  # eps_cond = eps_uncond
-            return unet(x_t, t, label, control=control)
-        eps_cond, eps_uncond = unet(x_t, t, label, control=reweighted(variant, control)), unet(x_t, t, label)
+            return unet(x_t, t, prompt, control=control)
+        eps_cond, eps_uncond = unet(x_t, t, prompt, control=reweighted(variant, control)), unet(x_t, t, prompt)
         return eps_uncond + w * (eps_cond - eps_uncond)
 
     return eps_model
 
 
 def draw(lab, variant, w, seed, count):
-    """The edges of the first `count` test images, drawn without any label."""
-    null = torch.full_like(lab.test_labels[:count], lab.unet.null_label)
+    """The edges of the first `count` test images, drawn without a prompt."""
+    edges = canny(lab.test_images[:count])
+    prompt = tokenize([""] * len(edges)).to(lab.device)
     if variant == "base":
-        return lab.draw(lab.unet, null, seed=seed, guidance=1.0)
-    eps_model = eps_of(lab.unet, lab.edge_control(seed), variant, w)
-    return lab.draw(eps_model, null, canny(lab.test_images[:count]), seed=seed, guidance=1.0)
+        return lab.draw(prompt, seed=seed, guidance=1.0)
+    unet = strengthened(lab.unet, variant, w)
+    return lab.draw(prompt, [(lab.edge_control(seed), edges, 1)], unet=unet, seed=seed, guidance=1.0)
 
 
 def run(lab):
     edges, labels = canny(lab.test_images), lab.test_labels
     cells = [("base", None), ("both", None), *((variant, w) for w in GUIDANCE for variant in VARIANTS)]
+
+    def measured(variant, w, seed):
+        return lab.score(draw(lab, variant, w, seed, len(labels)), labels, edges)
+
     for seed in lab.seeds:
         for variant, w in cells:
-            lab.row(f"{name(variant, w)}-{seed}", lambda variant=variant, w=w, seed=seed: lab.score(
-                draw(lab, variant, w, seed, len(labels)), labels, edges))
+            lab.row(f"{name(variant, w)}-{seed}", measured, variant, w, seed)
 
 
 def name(variant, w):
@@ -101,7 +104,7 @@ def verdict(rows):
         return f"{variant} {w}: {figures(name(variant, w))}"
 
     def figures(start):
-        return f"{spread(rows, start, 'edge_f1')}, {spread(rows, start, 'frechet', 2)}"
+        return f"{in_figures(rows, start, 'edge_f1')}, {in_figures(rows, start, 'frechet', 2)}"
 
     return word, (f"edge-F1 and Frechet distance: both {figures('both')}; at the best w (Frechet) "
                   f"{'; '.join(best(variant) for variant in VARIANTS)}; weighted is clearly best by both "
@@ -135,14 +138,8 @@ def figure(rows, lab):
     both = draw(lab, "both", None, seed, few)
     lines = {"edges": [canny(lab.test_images[:few]) * 2 - 1] * len(GUIDANCE), "both": [both] * len(GUIDANCE),
              **{variant: [draw(lab, variant, w, seed, few) for w in GUIDANCE] for variant in VARIANTS}}
-    groups = [[F.pad(torch.cat(list(x[:, 0]), dim=1), (2, 2, 1, 1)) for x in line] for line in lines.values()]
-    picture = torch.cat([torch.cat(line, dim=1) for line in groups]).cpu()
-    strip.imshow(picture, cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
-    height, width = groups[0][0].shape
-    strip.set_yticks([height * (i + 0.5) for i in range(len(lines))], lines)
-    strip.set_xticks([width * (i + 0.5) for i in range(len(GUIDANCE))], [f"w = {w}" for w in GUIDANCE])
-    strip.tick_params(length=0)
-    strip.set_title(f"Each column from the same noise, no label, seed {seed}")
+    lines_of_images(strip, lines, [f"w = {w}" for w in GUIDANCE],
+                    f"Each column from the same noise, no prompt, seed {seed}")
     return fig
 
 

@@ -1,61 +1,73 @@
 """What the experiments share: a locked base, one way to train, draw and measure, and rows that survive a stop.
 
-An experiment is a module with a docstring that ends in its claim, `BASE` (which of the small weights that travel with
-the repository it starts from), and three functions:
+An experiment is a module with a docstring, its CLAIM, `BASE` (which of the small weights that travel with the
+repository it starts from), and three functions:
 
     run(lab)            measures, a row (a dict of numbers) at a time: lab.row(key, compute, *args)
     verdict(rows)       "reproduced", "not reproduced" or "mixed", and the sentence with the figures that says why
     figure(rows, lab)   the picture
 
-`main(module)` makes of these a command that can be stopped and run again: rows and networks that are done are kept.
+`main(name)` makes of these a command that can be stopped and run again: rows and networks that are done are kept. They
+carry a stamp of all that made them. What other code, settings or weights made is set aside, and made anew.
 """
 
-import argparse
 import datetime
+import hashlib
 import importlib
+import itertools
 import json
 import statistics
-import sys
 import time
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
-from minicnet.checkpoints import WEIGHTS, CheckpointError, fingerprint, load_base, write_json
+from minicnet import cli
+from minicnet.checkpoints import WEIGHTS, CheckpointError, load_base, load_checkpoint, schedule_of, write_json
 from minicnet.conditions import canny
-from minicnet.controlnet import ControlNet, freeze
-from minicnet.data import DataError, load_dataset
-from minicnet.diffusion import NoiseSchedule, guided, sample_ddim
+from minicnet.controlnet import ControlNet, controlled, freeze
+from minicnet.data import captions, load_dataset
+from minicnet.devices import pick_device
 from minicnet.evaluation import edge_f1, frechet_distance, heldout_loss, label_accuracy, train_classifier
 from minicnet.figures import save_figure
-from minicnet.training import TrainingError, pick_device, train
+from minicnet.sampling import generate, seeded_noise
+from minicnet.training import ADAM_RATE, MUON_RATE, fit
+from minicnet.words import DIGITS, tokenize, training_prompts
 
-FULL = dict(seeds=[0, 1, 2], steps=400, batch_size=16, looks=40, images=128, reference=2000, classifier_steps=500)
-QUICK = dict(seeds=[0, 1], steps=4, batch_size=4, looks=2, images=8, reference=100, classifier_steps=10)
+FULL = dict(seeds=[0, 1, 2], steps=400, batch_size=32, drop_prompts=0.5, looks=40, images=128, reference=2000,
+            classifier_steps=500, sampling_steps=20)
+QUICK = dict(seeds=[0, 1], steps=4, batch_size=4, drop_prompts=0.5, looks=2, images=8, reference=100,
+             classifier_steps=10, sampling_steps=4)
+PACKAGE = Path(__file__).parents[1]
+SHARED = ("lab", "concatenated")  # files of this folder that experiments share
+SOURCES = {path: path.read_text(encoding="utf-8")  # read now, as it is what runs, whatever is edited meanwhile
+           for path in sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("experiments/*.py")])}
 
 
 class Lab:
     """An experiment at work. Its settings (FULL or QUICK) are attributes: lab.seeds, lab.steps, lab.images, ...
 
     unet: the base, frozen. train_images, train_labels, test_images, test_labels: on the device; the tests are few.
+    train_prompts: whole captions and parts of them. test_prompts: they name the digit and nothing else.
     """
 
     def __init__(self, name, base, out, quick, device):
-        self.device, self.quick, self.name, self.base, self.out = device, quick, name, base, out
+        self.name, self.base, self.out, self.device = name, base, out, device
         self.settings = QUICK if quick else FULL
         vars(self).update(self.settings)
-        unet, about = load_base(WEIGHTS / base / "base.pt")
-        self.unet, self.dataset = unet.to(device), about["dataset"]
-        schedule, T = about["schedule"]
-        self.schedule = getattr(NoiseSchedule, schedule)(T).to(device)
+        unet, checkpoint = load_base(WEIGHTS / base / "base.pt")
+        self.unet, self.dataset = unet.to(device), checkpoint["dataset"]
+        self.schedule = schedule_of(checkpoint).to(device)
         self.train_images, self.train_labels = (x.to(device) for x in load_dataset(self.dataset, "train"))
+        self.train_prompts = training_prompts(captions(self.dataset, "train")).to(device)
         images, labels = (x[: self.reference].to(device) for x in load_dataset(self.dataset, "test"))
         self.reference_images, self.reference_labels = images, labels
         self.test_images, self.test_labels = images[: self.images], labels[: self.images]
+        self.test_prompts = prompts_of(self.test_labels)
         self.file = out / name / "rows.json"
-        self.stamp = {"base": fingerprint(unet), "settings": self.settings}
+        self.stamp = stamp_of(base, self.settings, name)
         self.rows = self._earlier_rows()
-        self._classifier = None
 
     def _earlier_rows(self):
         try:
@@ -65,9 +77,10 @@ class Lab:
             return {}
         except (ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"{self.file} is damaged: delete it and run again") from error
-        if stamp != self.stamp:
-            raise CheckpointError(f"{self.file} was made with another base or other settings: choose another --out")
-        return rows
+        if stamp == self.stamp:
+            return rows
+        set_aside(self.file)
+        return {}
 
     def row(self, key, compute, *args):
         """The dict of numbers that compute(*args) gives, or gave in an earlier run that was stopped."""
@@ -82,46 +95,48 @@ class Lab:
 
     # -- training ------------------------------------------------------------------------------------------------------
 
-    def trained(self, name, seed, make, eps_model, images=None, labels=None, *, drop_labels=0.5, look=None, steps=None):
+    def trained(self, name, seed, make, eps_model, images=None, prompts=None, *, shared=False, look=None, steps=None,
+                drop_prompts=None):
         """The network `make()` after training with this seed, frozen, and its history; from a file if it was trained.
 
-        name: of the file, which experiments share, so it must say what differs. eps_model(net, x_0, label) as for
-        `train`. images, labels: all of the training set unless given. look(net): numbers to note now and then.
+        name: of the file. eps_model(net, x_0, prompt) as for `train`. images, prompts: all of the training set unless
+        given. shared: the experiments share this network, and its file. look(net): numbers to note now and then.
         """
         images = self.train_images if images is None else images
-        labels = self.train_labels if labels is None else labels
-        steps = steps or self.steps
+        prompts = self.train_prompts if prompts is None else prompts
+        path = self.out / ("trained" if shared else self.name) / f"{self.base}-{name}-{seed}.pt"
+        stamp = stamp_of(self.base, self.settings) if shared else self.stamp
+        about = dict(kind="experiment", stamp=short_hash(json.dumps(stamp)))
+        if path.exists() and load_checkpoint(path, {"kind": "experiment"})["stamp"] != about["stamp"]:
+            set_aside(path)
         torch.manual_seed(seed)
         net = make().to(self.device)
-        path = self.out / "trained" / f"{self.base}-{name}-{seed}.pt"
-        about = dict(kind="experiment", name=name, base=self.stamp["base"], count=len(images))
-        history, _ = train(
-            net, eps_model, self.schedule, images, labels, steps=steps, batch_size=self.batch_size,
-            learning_rate=2e-3, drop_labels=drop_labels, null_label=self.unet.null_label, seed=seed, about=about,
-            path=path, evaluate=look or (lambda net: {"heldout_loss": 0.0}),
-            evaluate_every=max(1, steps // self.looks), resume=True)
+        history, _ = fit(
+            net, eps_model, self.schedule, images, prompts, path=path, about=about, look=look or (lambda net: {}),
+            looks=self.looks, resume=True, steps=steps or self.steps, batch_size=self.batch_size, seed=seed,
+            drop_prompts=self.drop_prompts if drop_prompts is None else drop_prompts)
         return freeze(net), history
 
     def edge_control(self, seed):
         """The ControlNet for edges that most experiments start from."""
-        return self.trained("edges", seed, lambda: ControlNet(self.unet), control_eps(self.unet, canny))[0]
+        eps_model = control_eps(lambda net: (self.unet, net), canny)
+        return self.trained("edges", seed, lambda: ControlNet(self.unet), eps_model, shared=True)[0]
 
     # -- drawing and measuring -----------------------------------------------------------------------------------------
 
-    def draw(self, eps_model, label, *conditions, seed=0, guidance=2.0):
-        """Images of labels (B,) under conditions. eps_model(x_t, t, label, *conditions); noise depends on the seed."""
-        null = torch.full_like(label, self.unet.null_label)
-        shape = len(label), *self.test_images.shape[1:]
-        x_T = torch.randn(shape, generator=torch.Generator().manual_seed(1000 + seed)).to(self.device)
-        eps_guided = guided(eps_model, (label, *conditions), (null, *conditions), guidance)
-        return sample_ddim(eps_guided, self.schedule, x_T, steps=4 if self.quick else 20)
+    def draw(self, prompt, controls=(), *, unet=None, seed=0, guidance=2.0):
+        """Images of prompts (B, L) under triples (control_net, condition, scale). The noise depends on the seed alone.
 
-    @property
+        unet: what to put in the place of the base.
+        """
+        x_T = seeded_noise((len(prompt), *self.test_images.shape[1:]), 1000 + seed, self.device)
+        return generate(unet or self.unet, self.schedule, prompt, x_T, controls, guidance=guidance,
+                        steps=self.sampling_steps)
+
+    @cached_property
     def classifier(self):
         """The small classifier that reads digits, trained on the training images when first asked for."""
-        if self._classifier is None:
-            self._classifier = train_classifier(self.train_images, self.train_labels, steps=self.classifier_steps)
-        return self._classifier
+        return train_classifier(self.train_images, self.train_labels, steps=self.classifier_steps)
 
     def score(self, images, labels, edges=None, reference=None):
         """How good images (B, C, H, W) are: label accuracy, Frechet distance, and edge-F1 if edges are given."""
@@ -130,27 +145,57 @@ class Lab:
                   "frechet": frechet_distance(self.classifier, images, reference)}
         return scores if edges is None else {"edge_f1": edge_f1(images, edges), **scores}
 
-    def heldout(self, eps_model, images=None):
-        """The held-out loss of an eps_model(x_t, t) on the test images, at fixed timesteps and noise."""
-        return heldout_loss(eps_model, self.schedule, self.test_images if images is None else images)
+    def heldout(self, eps_model, images=None, prompt=None):
+        """The loss of an eps_model(x_t, t, prompt) at fixed timesteps and noise: on the test images, unless given."""
+        images, prompt = (self.test_images, self.test_prompts) if images is None else (images, prompt)
+        return heldout_loss(lambda x_t, t: eps_model(x_t, t, prompt), self.schedule, images)
 
 
-def controlled(unet, *nets):
-    """eps_model(x_t, t, label, *conditions) of a base under the sum of ControlNets, one for each condition."""
-    def eps_model(x_t, t, label, *conditions):
-        controls = [net(x_t, t, label, condition) for net, condition in zip(nets, conditions, strict=True)]
-        return unet(x_t, t, label, control=sum(controls) if controls else None)
+def prompts_of(labels):
+    """Prompts that name the digits `labels` (B,) and nothing else, such as "a three": (B, L)."""
+    return tokenize([f"a {DIGITS[label]}" for label in labels.tolist()]).to(labels.device)
+
+
+def control_eps(parts, condition_of):
+    """What to train a control with: eps_model(net, x_0, prompt), its condition made of x_0.
+
+    parts(net): the base, and the net that controls it.
+    """
+    def eps_model(net, x_0, prompt):
+        unet, control_net = parts(net)
+        eps = controlled(unet, [(control_net, condition_of(x_0), 1)])
+        return lambda x_t, t: eps(x_t, t, prompt)
 
     return eps_model
 
 
-def control_eps(unet, condition_of):
-    """What to train a control with: eps_model(net, x_0, label), its condition made of x_0."""
-    def eps_model(net, x_0, label):
-        condition = condition_of(x_0)
-        return lambda x_t, t: controlled(unet, net)(x_t, t, label, condition)
+# -- Stamps: what made a file ------------------------------------------------------------------------------------------
 
-    return eps_model
+
+def stamp_of(base, settings, *names):
+    """All that rows and networks depend on: weights, settings, and sources, of the experiments `names` among them."""
+    sources = [path.name + text for path, text in SOURCES.items()
+               if path.parent == PACKAGE or path.stem in (*SHARED, *names)]
+    return {"base": short_hash((WEIGHTS / base / "base.pt").read_bytes()), "settings": settings,
+            "learning_rates": [MUON_RATE, ADAM_RATE],
+            "source": short_hash(*sources)}
+
+
+def short_hash(*parts):
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else part.encode())
+    return digest.hexdigest()[:16]
+
+
+def set_aside(path):
+    """Renames a file that something else made than what would make it now, and says so."""
+    names = (path.with_name(f"{path.stem}-earlier-{i}{path.suffix}") for i in itertools.count(1))
+    aside = path.rename(next(name for name in names if not name.exists()))
+    print(f"{path} is of other code, settings or weights: it is {aside.name} now, and made anew", flush=True)
+
+
+# -- Over seeds --------------------------------------------------------------------------------------------------------
 
 
 def across_seeds(rows, start, name):
@@ -162,11 +207,14 @@ def mean(rows, start, name):
     return statistics.mean(across_seeds(rows, start, name))
 
 
-def spread(rows, start, name, digits=3):
-    """Mean and standard deviation over seeds, as text: "0.981 ± 0.002"."""
-    values = across_seeds(rows, start, name)
+def mean_and_deviation(values, digits=3):
+    """Mean and standard deviation of a list of values, one for each seed, as text: "0.981 ± 0.002"."""
     deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{deviation}"
+
+
+def in_figures(rows, start, name, digits=3):
+    return mean_and_deviation(across_seeds(rows, start, name), digits)
 
 
 def clearly_better(ours, theirs, sign=1):
@@ -179,6 +227,9 @@ def clearly_better(ours, theirs, sign=1):
     return statistics.mean(differences) > 2 * statistics.stdev(differences)
 
 
+# -- The command line --------------------------------------------------------------------------------------------------
+
+
 def experiment(name, out, quick, device):
     """Runs the experiment of that name, writes result.json and figure.png into out/name, and returns the result."""
     module = importlib.import_module(f"minicnet.experiments.{name}")
@@ -189,31 +240,28 @@ def experiment(name, out, quick, device):
         "name": name, "claim": module.CLAIM, "verdict": word, "why": why, "dataset": lab.dataset,
         "seeds": lab.seeds, "images": lab.images, "device": str(device), "torch": torch.__version__,
         "date": datetime.date.today().isoformat(), "seconds": round(sum(row["seconds"] for row in lab.rows.values())),
-        "rows": lab.rows}
+        "stamp": lab.stamp, "rows": lab.rows}
     write_json(out / name / "result.json", result)
     save_figure(module.figure(lab.rows, lab), out / name / "figure.png")
     print(f"{name}: {word}. {why}\n(in {out / name}: result.json, figure.png)", flush=True)
     return result
 
 
-def main(*names, description=None, **switches):
-    """The command line of an experiment, or of several in turn. Returns its arguments, and their results.
+def parser(description):
+    new = cli.parser(description)
+    new.add_argument("--out", type=Path, help="default: runs/experiments, or runs/experiments-quick")
+    new.add_argument("--quick", action="store_true", help="a smoke run: seconds, and no meaning")
+    return new
 
-    switches: more flags that are there or not, as readme="what --readme does".
-    """
-    description = description or importlib.import_module(f"minicnet.experiments.{names[0]}").__doc__
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="default: runs/experiments, or runs/experiments-quick")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: seconds, and no meaning")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    for name, help in switches.items():
-        parser.add_argument(f"--{name}", action="store_true", help=help)
-    args = parser.parse_args()
+
+def run(args, *names):
+    """Runs experiments in turn, as the command line says."""
     args.out = args.out or Path("runs/experiments-quick" if args.quick else "runs/experiments")
-    try:
-        device = pick_device(args.device)
-        return args, [experiment(name, args.out, args.quick, device) for name in names]
-    except (CheckpointError, DataError, TrainingError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"\nstopped: the same command goes on with {args.out}")
+    for name in names:
+        experiment(name, args.out, args.quick, pick_device(args.device))
+
+
+def main(name):
+    """The command line of one experiment."""
+    args = parser(importlib.import_module(f"minicnet.experiments.{name}").__doc__).parse_args()
+    cli.run(run, args, name, stopped="stopped: the same command goes on")

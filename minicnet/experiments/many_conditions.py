@@ -1,8 +1,8 @@
 """Many conditions (the paper's section 3.4 and Fig. 6): do ControlNets that were trained apart work together by adding?
 
 On coloured digits, edges say where and the colour map says which colours. One ControlNet is trained for each, alone.
-Then their residuals are added, with no weights and no training. All draw the same labels from the same noise. The same
-is done with one net for the left half of the edges and one for the right half.
+Then their residuals are added, with no weights and no training. All draw the same prompts, which name the digit and no
+colours, from the same noise. The same is done with one net for the left half of the edges and one for the right half.
 
 Two strains on the sum, which may fail: edges of one digit and the colour map of an image with another place for its
 ink; and four times the same condition, a residual four times as strong as any that was seen in training.
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from minicnet.conditions import canny, colour
 from minicnet.controlnet import ControlNet
 from minicnet.evaluation import colour_error
-from minicnet.experiments.lab import across_seeds, clearly_better, control_eps, controlled, main, mean, spread
+from minicnet.experiments.lab import across_seeds, clearly_better, control_eps, in_figures, main, mean
 from minicnet.figures import tiled
 
 BASE = "coloured"
@@ -45,19 +45,21 @@ def nets(lab, seed):
     for name, condition_of in CONDITIONS.items():
         make = partial(ControlNet, lab.unet, condition_of(lab.test_images[:1]).shape[1])
         steps = int(lab.steps * (LONGER if name == "colour" else 1))
-        trained[name], _ = lab.trained(name, seed, make, control_eps(lab.unet, condition_of), steps=steps)
+        eps_model = control_eps(lambda net: (lab.unet, net), condition_of)
+        trained[name] = lab.edge_control(seed) if name == "edges" else \
+            lab.trained(name, seed, make, eps_model, steps=steps)[0]
     return trained
 
 
 def drawing(lab, seed, names, count=None, colours_of=None):
-    """Images of the test labels under the sum of the named conditions, those of the test images.
+    """The first test images' prompts under the sum of the named conditions of these images.
 
     colours_of: images to take the colour map from instead.
     """
     trained, images = nets(lab, seed), lab.test_images[:count]
     given = [CONDITIONS[name](images if name != "colour" or colours_of is None else colours_of) for name in names]
-    eps_model = controlled(lab.unet, *(trained[name] for name in names))
-    return lab.draw(eps_model, lab.test_labels[:count], *given, seed=seed)
+    controls = [(trained[name], condition, 1) for name, condition in zip(names, given)]
+    return lab.draw(lab.test_prompts[:count], controls, seed=seed)
 
 
 def run(lab):
@@ -95,14 +97,14 @@ def verdict(rows):
     word = {3: "reproduced", 0: "not reproduced"}.get(good, "mixed")
 
     def pair(start):
-        return f"{spread(rows, start, 'edge_f1')}, {spread(rows, start, 'colour_error')}"
+        return f"{in_figures(rows, start, 'edge_f1')}, {in_figures(rows, start, 'colour_error')}"
 
     other = "edges + another image's colour"
     return word, (
         f"edge-F1, colour error: neither {pair('neither')}; edges {pair('edges')}; colour {pair('colour')}; edges + "
         f"colour {pair('edges + colour')}. Left and right half of the edges: edge-F1 "
-        f"{spread(rows, 'left', 'edge_f1')}, {spread(rows, 'right', 'edge_f1')}, added "
-        f"{spread(rows, 'left + right', 'edge_f1')}. Strained: {other} {pair(other)}; edges four times "
+        f"{in_figures(rows, 'left', 'edge_f1')}, {in_figures(rows, 'right', 'edge_f1')}, added "
+        f"{in_figures(rows, 'left + right', 'edge_f1')}. Strained: {other} {pair(other)}; edges four times "
         f"{pair('4 x edges')}")
 
 

@@ -1,6 +1,6 @@
 """Sudden convergence (the paper's Fig. 4): does a ControlNet start to follow its condition all at once?
 
-The same noise, edges and labels are drawn every few training steps, for three seeds. When does edge-F1 rise, and is
+The same noise, edges and prompts are drawn every few training steps, for three seeds. When does edge-F1 rise, and is
 the rise short against the training, and against the time before it? Beside it, what the loss says: how much worse the
 edges of another image are. (The warm-up of the learning rate ends at step 41, and the averaged weights, which are
 looked at, lag behind by some tens of steps.)
@@ -12,9 +12,10 @@ import torch
 from matplotlib.figure import Figure
 
 from minicnet.conditions import canny
-from minicnet.controlnet import ControlNet
+from minicnet.controlnet import ControlNet, controlled
 from minicnet.evaluation import edge_f1
-from minicnet.experiments.lab import control_eps, controlled, main
+from minicnet.experiments.lab import control_eps, main
+from minicnet.experiments.plots import lines_of_images
 
 BASE = "digits"
 CLAIM = "The model does not learn the control gradually: it starts to follow the condition abruptly (Fig. 4)."
@@ -22,19 +23,16 @@ CLAIM = "The model does not learn the control gradually: it starts to follow the
 
 def watched(lab, seed):
     """The history of a control for edges, with a look at it every few steps."""
-    labels, images, edges = lab.test_labels, lab.test_images, canny(lab.test_images)
-    few = slice(0, 32)
+    edges, few = canny(lab.test_images), slice(0, 32)
 
     def look(net):
-        eps = control_eps(lab.unet, lambda x_0: edges)(net, images, labels)
-        other = control_eps(lab.unet, lambda x_0: edges.roll(1, 0))(net, images, labels)
-        drawn = lab.draw(controlled(lab.unet, net), labels[few], edges[few], guidance=1.0)
-        right, shuffled = lab.heldout(eps), lab.heldout(other)
+        drawn = lab.draw(lab.test_prompts[few], [(net, edges[few], 1)], guidance=1.0)
+        right, shuffled = (lab.heldout(controlled(lab.unet, [(net, given, 1)])) for given in (edges, edges.roll(1, 0)))
         return {"heldout_loss": right, "gap": shuffled - right, "edge_f1": edge_f1(drawn, edges[few]),
                 "drawn": (drawn[:8] * 127.5 + 127.5).round().to("cpu", torch.uint8)}
 
-    make, eps_model = partial(ControlNet, lab.unet), control_eps(lab.unet, canny)
-    return lab.trained("edges-watched", seed, make, eps_model, look=look)[1]
+    eps_model = control_eps(lambda net: (lab.unet, net), canny)
+    return lab.trained("edges-watched", seed, partial(ControlNet, lab.unet), eps_model, look=look)[1]
 
 
 def run(lab):
@@ -86,14 +84,11 @@ def figure(rows, lab):
     history = watched(lab, lab.seeds[0])
     rows_shown = [row for row in history if row["step"] <= 2 * rows[f"edges-{lab.seeds[0]}"]["ends"]]
     rows_shown = rows_shown[:: max(1, len(rows_shown) // 12)][:14]
-    picture = torch.cat([torch.cat(list(row["drawn"][:, 0]), dim=0) for row in rows_shown], dim=1)
-    edges = torch.cat(list(canny(lab.test_images[:8])[:, 0].cpu() * 255), dim=0)
-    strip.imshow(torch.cat([edges, picture], dim=1).numpy(), cmap="gray", interpolation="nearest")
-    size = lab.test_images.shape[-1]
-    strip.set_xticks([size * (i + 0.5) for i in range(len(rows_shown) + 1)],
-                     ["edges", *(str(row["step"]) for row in rows_shown)])
-    strip.set_yticks([])
-    strip.set(xlabel="training step", title=f"The same noise, seed {lab.seeds[0]}")
+    columns = {"edges": canny(lab.test_images[:8]).cpu() * 2 - 1,
+               **{str(row["step"]): row["drawn"] / 127.5 - 1 for row in rows_shown}}
+    lines = {" " * i: [images[i : i + 1] for images in columns.values()] for i in range(len(columns["edges"]))}
+    lines_of_images(strip, lines, columns, f"The same noise, seed {lab.seeds[0]}")
+    strip.set_xlabel("training step")
     return fig
 
 

@@ -2,22 +2,23 @@
 
     python notebooks/assignments/make_student.py a2 ../a2-student
 
-The library is the reference solution. Signatures and docstrings stay and state the problem; bodies go. What else would
-give them away is left out: the tests of the same file, the experiments, notebooks that hold one of the lines, outputs
-that print one, history, and what belongs to the lecturer.
+The library is the reference solution. Signatures and docstrings stay and state the problem. Bodies go. What else would
+give them away is left out: the tests of the same file, the experiments, lessons that hold one of the lines or answer a
+written question, outputs that print a line, rubrics, history, and what belongs to the lecturer.
 """
 
 import argparse
 import ast
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-KEPT = ["README.md", "LICENSE", "requirements.txt", ".gitignore", ".ruff.toml", ".github/results", "minicnet",
-        "notebooks", "tests", "train_mnist_edges.py"]
+KEPT = ["README.md", "LICENSE", "requirements.txt", ".gitignore", ".pytest.ini", ".ruff.toml", ".github/results",
+        "minicnet", "notebooks", "tests", "train_mnist_edges.py"]
 LEFT_OUT = shutil.ignore_patterns("__pycache__", ".*_c*", "assignments", "test_assignments.py", "experiments",
                                   "test_experiments*", "07_claims.ipynb")
 
@@ -43,10 +44,12 @@ ASSIGNMENTS = {  # name: {file to hand in: its blanks}
         ],
     },
     "a2": {
+        "minicnet/words.py": [Blank("attention_weights"), Blank("attend")],
         "minicnet/unet.py": [
             Blank("timestep_embedding"),
             Blank("ResBlock.forward"),
-            Blank("SelfAttention.forward"),
+            Blank("CrossAttention.forward"),
+            Blank("CrossAttention.weights"),
             Blank("Encoder.rest"),
             Blank("Decoder.forward", "h = middle", "for "),
         ],
@@ -66,6 +69,8 @@ ASSIGNMENTS = {  # name: {file to hand in: its blanks}
         "minicnet/unet.py": [Blank("UNet.forward", "skips = [", "middle =")],
     },
 }
+ANSWERED_IN = {"a1": [], "a2": ["03_unet"], "a3": ["04_zero_convolution", "05_controlnet"]}  # the written questions
+RUBRIC = re.compile(r"\n*^\*Rubric\.\*.*", re.MULTILINE | re.DOTALL)  # to the end of its cell
 
 
 def make_student(name, target):
@@ -89,15 +94,18 @@ def make_student(name, target):
         (target / file).write_text(text)
         answers += [squeezed(line) for line in removed if len(squeezed(line)) > 20]
         too_much.append(target / "tests" / f"test_{Path(file).name}")
-    for notebook in (target / "notebooks").rglob("*.ipynb"):
+    for notebook in sorted((target / "notebooks").rglob("*.ipynb")):
         content, handout = json.loads(notebook.read_text()), notebook.stem == name
         for cell in content["cells"]:
             printed = squeezed("".join("".join(output.get("text", "")) for output in cell.get("outputs", [])))
             if cell["cell_type"] == "code" and (handout or any(answer in printed for answer in answers)):
                 cell.update(outputs=[], **{"execution_count": None} if handout else {})
+            if handout:
+                cell["source"] = RUBRIC.sub("", "".join(cell["source"])).splitlines(keepends=True)
         notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
         sources = [squeezed("".join(cell["source"])) for cell in content["cells"]]
-        if not handout and any(answer in source for source in sources for answer in answers):
+        answered = notebook.stem in ANSWERED_IN[name]
+        if answered or not handout and any(answer in source for source in sources for answer in answers):
             too_much.append(notebook)
     for path in too_much:
         path.unlink(missing_ok=True)

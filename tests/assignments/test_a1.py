@@ -174,6 +174,9 @@ class TestLoss:
         check(off_by_half.shape == (), "the loss is one number for the batch")
         check(close(off_by_half, 0.25), "the loss should not grow with the number of pixels, and a double error should "
                                         "count four times: which norm, and sum or mean?")
+        weight = torch.tensor([9.0, 1.0, 9.0, 3.0])  # t is 1 and 3
+        weighted = diffusion_loss(lambda x_t, t: eps + 0.5, schedule, x_0, t, eps, weight=weight)
+        check(close(weighted, 0.5), "`weight` says how much an error counts at each timestep: which is each image's?")
 
     @POINTS(2)
     def test_the_model_is_shown_the_noisy_images(self, schedule, batch):
@@ -285,12 +288,12 @@ class TestGuidance:
 
     @pytest.fixture
     def model(self):
-        """Answers the label, plus x_t. Keeps its batch sizes in `model.batches`."""
+        """Answers a number that stands for a prompt, plus x_t. Keeps its batch sizes in `model.batches`."""
 
-        def eps_model(x_t, t, label):
-            check(len(x_t) == len(t) == len(label), "x_t, t and the inputs must have the same number of rows")
+        def eps_model(x_t, t, prompt):
+            check(len(x_t) == len(t) == len(prompt), "x_t, t and the inputs must have the same number of rows")
             eps_model.batches.append(len(x_t))
-            return x_t + t.view(-1, 1) + label.view(-1, 1)
+            return x_t + t.view(-1, 1) + prompt.view(-1, 1)
 
         eps_model.batches = []
         return eps_model

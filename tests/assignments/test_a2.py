@@ -7,9 +7,8 @@ from torch import nn
 
 POINTS = pytest.mark.points
 RES_BLOCK = [-0.38856, 0.60413, 0.27354]  # some numbers of right results
-ATTENTION_OF_EQUALS = -0.09369
-ATTENTION = {1: [13.61764, -15.8286, 10.48256], 2: [13.6623, -15.86599, 10.47713],
-             4: [13.75405, -15.88478, 10.46471]}  # for each number of heads
+WEIGHTS = [0.54335, 0.0513, 0.5727]
+CROSS = [1.35953, -1.32814, -0.36634]
 
 
 class TestTimestepEmbedding:
@@ -30,7 +29,7 @@ class TestTimestepEmbedding:
         check(close(found[:, :5] ** 2 + found[:, 5:] ** 2, torch.ones(2, 5)), "each frequency has one sine and one "
               "cosine of the same angle")
 
-    @POINTS(2)
+    @POINTS(1)
     def test_the_highest_frequency(self):
         found = self.embed([1, 2, 500], 8)
         check(close(found[:, 0], [0.84147, 0.90930, -0.46777]), "the first frequency is 1: its angle is t itself, in "
@@ -53,7 +52,7 @@ class TestResBlock:
         from minicnet.unet import ResBlock
         return with_waves(ResBlock(8, out_channels, 4), scale), waves(2, 8, 3, 5), waves(2, 4, phase=1)
 
-    @POINTS(2)
+    @POINTS(1)
     def test_the_shortcut(self):
         for out_channels in (8, 16):
             block, x, emb = self.block(out_channels)
@@ -84,83 +83,144 @@ class TestResBlock:
               "to the outside: norm, silu, conv; then the embedding; then norm, silu, conv again; then the shortcut")
 
 
-class TestSelfAttention:
-    """3. SelfAttention.forward"""
+class TestAttention:
+    """3. attention_weights and attend"""
 
-    def attention(self, heads=2, scale=0.3):
-        from minicnet.unet import SelfAttention
-        return with_waves(SelfAttention(8, heads), scale), waves(2, 8, 3, 4)
-
-    @POINTS(1)
-    def test_the_shortcut(self):
-        attention, x = self.attention()
-        nn.init.zeros_(attention.proj.weight)
-        nn.init.zeros_(attention.proj.bias)
-        check(close(attention(x), x), "when the projection gives zero, x itself must be left, untouched by the norm")
+    def weights(self, q, k, *arguments):
+        from minicnet.words import attention_weights
+        found = attention_weights(q, k, *arguments)
+        check(found.shape == (len(q), arguments[0], q.shape[1], k.shape[1]),
+              "the weights are (B, heads, N, M): a row for each place that asks, in it one for each that is looked at")
+        return found
 
     @POINTS(1)
-    def test_the_weights_of_a_pixel_sum_to_1(self):
-        attention, x = self.attention()
-        nn.init.zeros_(attention.qkv.weight[16:])
-        found = attention(x) - x
-        check(close(found, found[:, :, :1, :1].expand_as(found)) and close(found[0, 0, 0, 0], ATTENTION_OF_EQUALS),
-              "if all pixels have the same v, then v is what each of them must take, whatever its weights are: over "
-              "which axis does softmax sum to 1? And do q, k and v take the right thirds of the channels?")
+    def test_the_weights_of_a_place_sum_to_1(self):
+        found = self.weights(waves(2, 3, 8, scale=3.0), waves(2, 5, 8, phase=1), 2)
+        check(close(found.sum(-1), torch.ones(2, 2, 3)), "each place shares out a whole of 1 among those it looks at: "
+                                                         "over which axis does softmax sum to 1?")
 
     @POINTS(2)
-    def test_a_pixel_that_asks_nothing_looks_at_all_alike(self):
-        attention, x = self.attention()
-        with torch.no_grad():
-            attention.qkv.weight[:8] = 0
-            attention.qkv.bias[:8] = 0
-        found = attention(x) - x
-        check(close(found, found[:, :, :1, :1].expand_as(found)), "with q = 0 all scores are equal, so every pixel "
-              "takes the mean of v. Which axis do you sum over: that of the pixels that look, or that are looked at?")
+    def test_heads_and_scale(self):
+        q = 2**0.5 * torch.tensor([[[1.0, 0.0, 0.0, 1.0]]])  # (1, 1, 4), two heads of two channels
+        k = torch.tensor([[[1.0986123, 0.0, 0.0, 0.0], [0.0, 5.0, 9.0, 1.3862944]]])  # ln 3 and ln 4
+        check(close(self.weights(q, k, 2), [[[[0.75, 0.25]], [[0.2, 0.8]]]]), "the scores of the first head are ln 3 "
+              "and 0, of the second 0 and ln 4. Does each head have its own channels, one head's after the other's? "
+              "Is d the width of one head?")
+        check(close(self.weights(0 * q, k, 1), [[[[0.5, 0.5]]]]), "who asks nothing looks at all alike")
+
+    @POINTS(2)
+    def test_what_is_masked_is_not_looked_at(self):
+        mask = torch.tensor([[True, True, False, True, False], [True, False, False, False, False]])
+        found = self.weights(waves(2, 3, 8), waves(2, 5, 8, phase=1, scale=3.0), 2, mask)
+        check(not found.isnan().any(), "there is a weight that is no number")
+        check(not found.mT[0, :, [2, 4]].any() and not found.mT[1, :, 1:].any(),
+              "nothing may be taken from where mask is False: what must a score be, for softmax to make 0 of it?")
+        check(close(found.sum(-1), torch.ones(2, 2, 3)), "the others still share out a whole of 1: do you mask before "
+                                                         "or after softmax?")
+
+    @POINTS(2)
+    def test_each_place_gets_what_it_looks_at(self):
+        from minicnet.words import attend
+        v, order = waves(2, 3, 8), [2, 0, 1, 1]
+        found = attend(torch.eye(3)[order].expand(2, 2, 4, 3), v)
+        check(found.shape == (2, 4, 8), "N places get C channels each: (B, N, C)")
+        check(close(found, v[:, order]), "a place that looks at one other only gets what is there, all channels of it: "
+              "are places and channels mixed up, on the way to heads or on the way back?")
 
     @POINTS(1)
-    def test_it_does_not_matter_where_a_pixel_sits(self):
-        attention, x = self.attention()
-        order = torch.tensor([5, 2, 11, 0, 7, 1, 10, 3, 8, 4, 9, 6])
+    def test_each_head_has_its_own_channels(self):
+        from minicnet.words import attend
+        weights = torch.tensor([[[[0.75, 0.25]], [[0.2, 0.8]]]])
+        v = torch.tensor([[[1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 30.0, 40.0]]])
+        check(close(attend(weights, v), [[[3.25, 6.5, 24.6, 32.8]]]),
+              "the first head's weights belong to the first half of the channels, the second's to the second")
 
-        def shuffled(x):
-            return x.flatten(2)[:, :, order].view_as(x)
 
-        check(close(attention(shuffled(x)), shuffled(attention(x))), "shuffled pixels must give shuffled results: are "
-              "channels and pixels mixed up by a view or reshape, on the way in or on the way back?")
+class TestCrossAttention:
+    """4. CrossAttention"""
 
-    @POINTS(3)
-    def test_heads_and_scale(self):
-        for heads, expected in ATTENTION.items():
-            attention, x = self.attention(heads, scale=1.5)
-            check(close((attention(x) - x)[[0, 0, 1], [0, 3, 7], [0, 1, 2], [1, 0, 3]], expected, 1e-3),
-                  f"the result differs with {heads} head(s) of {8 // heads} channels. The channels of qkv are all q, "
-                  "then all of k, then all of v, and each of these is head after head. Is d the width of one head?")
+    @pytest.fixture
+    def attention(self, monkeypatch):
+        """A CrossAttention of 2 heads; `attention_weights` and `attend` are not yours."""
+        from minicnet import unet
+
+        def attention_weights(q, k, heads, mask=None):
+            q, k = (x.view(*x.shape[:2], heads, -1).permute(0, 2, 1, 3) for x in (q, k))
+            mask = None if mask is None else mask[:, None, None].expand(-1, heads, q.shape[2], -1)
+            everything = torch.eye(k.shape[2]).expand(*k.shape[:3], -1)
+            return nn.functional.scaled_dot_product_attention(q, k, everything, mask)
+
+        def attend(weights, v):
+            return torch.einsum("bhnm,bmhd->bnhd", weights, v.view(*v.shape[:2], weights.shape[1], -1)).flatten(2)
+
+        monkeypatch.setattr(unet, "attention_weights", attention_weights)
+        monkeypatch.setattr(unet, "attend", attend)
+        return with_waves(unet.CrossAttention(8, 6, heads=2), scale=0.8)
+
+    def words(self, phase=1.0):
+        """Of two prompts of four words; the last two words of the second are padding."""
+        from minicnet.words import Words
+        return Words(waves(2, 4, 6, phase=phase), torch.tensor([[True] * 4, [True, True, False, False]]))
+
+    @POINTS(1)
+    def test_places_look_at_words(self, attention):
+        x, words = waves(2, 8, 3, 5), self.words()
+        found = attention.weights(x, words)
+        check(found.shape == (2, 2, 15, 4), "each of the H*W places has a weight for each word: (B, heads, H*W, L). "
+                                            "Who asks, places or words?")
+        check(not found[1, :, :, 2:].any(), "nothing is to be taken from padding: who knows where it is?")
+        check(close(found[[0, 0, 1], [0, 1, 1], [0, 7, 14], [1, 3, 0]], WEIGHTS),
+              "the weights differ: is x normed, and are k's channels before v's?")
+
+    @POINTS(1)
+    def test_the_shortcut(self, attention):
+        nn.init.zeros_(attention.proj.weight)
+        nn.init.zeros_(attention.proj.bias)
+        x = waves(2, 8, 3, 5)
+        check(close(attention(x, None, self.words()), x), "when the projection gives zero, x itself must be left")
+
+    @POINTS(2)
+    def test_values_come_from_words(self, attention):
+        x = waves(2, 8, 3, 5)
+        found = attention(x, None, self.words())
+        check(found.shape == x.shape, "the result has the shape of x")
+        check(not close(found, attention(x, None, self.words(phase=2.0))), "other words make no difference")
+        check(close((found - x)[[0, 0, 1], [0, 3, 7], [0, 1, 2], [1, 0, 3]], CROSS),
+              "the result differs. What is taken is v, of words; then comes the projection, then each place goes back "
+              "to its row and column")
+
+
+TOLD = torch.ones(1, 32), "words"  # what every block is told: emb and words
+
+
+def was_told(block):
+    return all(a is b for a, b in zip(getattr(block, "given", [None]), TOLD))
 
 
 class Adds(nn.Module):
-    """A block that adds a number, and remembers the embedding it was called with."""
+    """A block that adds a number, and remembers with what it was called."""
 
     def __init__(self, number):
         super().__init__()
         self.number = number
 
-    def forward(self, x, emb):
-        self.emb = emb
+    def forward(self, x, emb, words):
+        self.given = emb, words
         return x + self.number
 
 
 class TestRest:
-    """4. Encoder.rest"""
+    """5. Encoder.rest"""
 
     def run(self):
         from minicnet.unet import Encoder
-        encoder, emb = Encoder(1, 3, 8, (1, 2), 1, 1), torch.ones(1, 32)
+        encoder = Encoder(1, 8, (1, 2), 1, 1)
         encoder.stages = nn.ModuleList([Adds(1), Adds(10), Adds(100)])
         encoder.middle = Adds(1000)
-        result = encoder.rest(torch.zeros(1, 1, 1, 1), emb)
+        result = encoder.rest(torch.zeros(1, 1, 1, 1), *TOLD)
         check(isinstance(result, tuple) and len(result) == 2, "two things are returned: the skips, then the middle")
         blocks = [*encoder.stages, encoder.middle]
-        check(all(getattr(block, "emb", None) is emb for block in blocks), "every block is called once, with (h, emb)")
+        check(all(map(was_told, blocks)), "every block is called once, with (h, emb, words)")
         return result
 
     @POINTS(2)
@@ -171,7 +231,7 @@ class TestRest:
         check(sorted(skips) == skips, "the skips are to be listed from first to last")
         check(skips == [0, 1, 11, 111], "each stage goes on from what the stage before it gave")
 
-    @POINTS(2)
+    @POINTS(1)
     def test_the_middle(self):
         check(int(self.run()[1]) == 1111, "the middle goes on from what the last stage gave")
 
@@ -179,24 +239,24 @@ class TestRest:
 class Records(nn.Module):
     """A decoder stage that remembers its inputs and gives the first channel, plus 1."""
 
-    def forward(self, x, emb):
-        self.x, self.emb = x, emb
+    def forward(self, x, emb, words):
+        self.x, self.given = x, (emb, words)
         return x[:, :1] + 1
 
 
 class TestDecoder:
-    """5. Decoder.forward"""
+    """6. Decoder.forward"""
 
     def run(self):
         """What each of three stages was given, (2,) channels each, and the result."""
         from minicnet.unet import Decoder
-        decoder, emb = Decoder(1, [8, 8, 8], 8, (1,), 2, 1), torch.ones(1, 32)
+        decoder = Decoder(1, [8, 8, 8], 8, (1,), 2, 1)
         decoder.stages = nn.ModuleList([Records(), Records(), Records()])
         decoder.norm_out = decoder.conv_out = nn.Identity()
         skips = [torch.full((1, 1, 2, 3), value) for value in (10.0, 20.0, 30.0)]
-        image = decoder(skips, torch.full((1, 1, 2, 3), 5.0), emb)
+        image = decoder(skips, torch.full((1, 1, 2, 3), 5.0), *TOLD)
         for stage in decoder.stages:
-            check(getattr(stage, "emb", None) is emb, "every stage is called once, with (h and skip, emb)")
+            check(was_told(stage), "every stage is called once, with (h and skip, emb, words)")
             check(stage.x.shape == (1, 2, 2, 3), "skip and h are put side by side as channels: nothing is added")
         return [stage.x[0, :, 0, 0].tolist() for stage in decoder.stages], image
 
@@ -208,7 +268,7 @@ class TestDecoder:
         check([set(pair) & {10.0, 20.0, 30.0} for pair in given] == [{30.0}, {20.0}, {10.0}],
               "each stage takes one skip, in the order opposite to the encoder's")
 
-    @POINTS(2)
+    @POINTS(1)
     def test_stages_go_on_from_each_other(self):
         given, _ = self.run()
         check(5.0 in given[0], "the first stage starts from the middle")

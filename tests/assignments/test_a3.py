@@ -240,7 +240,7 @@ class TestConditionEncoder:
     def test_it_can_learn(self, given):
         encoder = given.ConditionEncoder(1, 8, 2)
         *before, last = encoder
-        check(isinstance(last, nn.Conv2d) and len(before) == 6,
+        check(isinstance(last, nn.Conv2d) and len(before) == 7,
               "one layer follows the three convolutions and SiLUs, and nothing follows it")
         encoder(waves(2, 1, 8, 8)).sum().backward()
         check(has_gradient(last), "the last layer must learn in the first step: is its input zero, or is it locked?")
@@ -253,12 +253,13 @@ class TestConditionEncoder:
 def small_unet():
     """Three skips and a middle of the same shape: residuals that are mixed up do not raise."""
     from minicnet.unet import UNet
-    return with_waves(UNet(num_labels=3, channels=8, multipliers=(1,), blocks=2, patch=1), scale=0.2)
+    return with_waves(UNet(channels=8, multipliers=(1,), blocks=2, patch=1), scale=0.2)
 
 
 def inputs():
-    """x_t, t, label"""
-    return waves(2, 1, 4, 4), torch.tensor([5, 700]), torch.tensor([0, 2])
+    """x_t, t, prompt"""
+    from minicnet.words import tokenize
+    return waves(2, 1, 4, 4), torch.tensor([5, 700]), tokenize(["a three", "seven"])
 
 
 class TestControlNet:
@@ -267,8 +268,13 @@ class TestControlNet:
     @pytest.fixture
     def net(self, given, monkeypatch):
         """A ControlNet; its condition encoder is one convolution, not yours."""
-        monkeypatch.setattr(given, "ConditionEncoder", lambda condition_channels, channels, patch: nn.Sequential(
-            with_waves(nn.Conv2d(condition_channels, channels, 1))))
+
+        class Given(nn.Sequential):
+            def __init__(self, condition_channels, channels, patch):
+                super().__init__(with_waves(nn.Conv2d(condition_channels, channels, 1)))
+                self.channels = condition_channels
+
+        monkeypatch.setattr(given, "ConditionEncoder", Given)
         return given.ControlNet(small_unet())
 
     def zeros_become(self, net, weight):
@@ -295,10 +301,10 @@ class TestControlNet:
     @POINTS(1)
     def test_without_a_condition_the_copy_is_the_base_s_encoder(self, net):
         self.zeros_become(net, 1)
-        skips, middle, _ = small_unet().encoder(*inputs())
+        skips, middle, _, _ = small_unet().encoder(*inputs())
         control = net(*inputs(), hint=torch.zeros(2, 8, 4, 4))
         same = [torch.equal(a, b) for a, b in zip((*control.skips, control.middle), (*skips, middle), strict=True)]
-        check(all(same), "a fresh copy that is given x_t, t and label, and a hint of zero, must see what the base's "
+        check(all(same), "a fresh copy that is given x_t, t and prompt, and a hint of zero, must see what the base's "
                          "encoder sees: which of these does it get?")
 
     @POINTS(3)
@@ -336,7 +342,7 @@ class TestResiduals:
         """What the decoder is given for these residuals, less what it is given without them."""
         unet, seen = small_unet(), []
 
-        def decoder(skips, middle, emb):
+        def decoder(skips, middle, emb, words):
             seen.append([*skips, middle])
             return torch.zeros(2, 1, 4, 4)
 
