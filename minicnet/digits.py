@@ -29,9 +29,9 @@ LEFT, RIGHT = -0.1, 0.35  # pixels rightwards per pixel upwards: 22% lean left, 
 
 # The families of colours: red, green and blue in [0, 1]. A digit's own colour is within JITTER of its family's in each
 # channel, which leaves it nearer to this family than to any other.
-INKS = {"white": (1, 1, 1), "red": (1, 0.2, 0.2), "orange": (1, 0.6, 0.2), "yellow": (1, 1, 0.2),
+LIGHT = {"white": (1, 1, 1), "red": (1, 0.2, 0.2), "orange": (1, 0.6, 0.2), "yellow": (1, 1, 0.2),
         "green": (0.2, 1, 0.2), "cyan": (0.2, 1, 1), "azure": (0.3, 0.6, 1), "pink": (1, 0.5, 0.8)}
-PAPERS = {"black": (0, 0, 0), "navy": (0, 0, 0.4), "maroon": (0.4, 0, 0), "olive": (0.3, 0.3, 0),
+DARK = {"black": (0, 0, 0), "navy": (0, 0, 0.4), "maroon": (0.4, 0, 0), "olive": (0.3, 0.3, 0),
           "teal": (0, 0.3, 0.3), "purple": (0.35, 0, 0.4)}
 JITTER = 0.08
 
@@ -204,9 +204,10 @@ UPRIGHT = torch.stack([slopes.mean() for slopes in slope(BASIS @ POINTS).split(S
 # -- Colours -----------------------------------------------------------------------------------------------------------
 
 def colourise(images, labels, seed=0, train=False):
-    """Paint digits (N, 1, H, W): black in a dark colour, white in a light one. -> (N, 3, H, W) and a list of N prompts.
+    """Paint digits (N, 1, H, W): black in the paper's colour, white in the ink's. -> (N, 3, H, W), a list of N prompts.
 
-    labels (N,). The same seed chooses the same colours. In training, no combination that is `held_out` is chosen.
+    One colour is light and one is dark, whichever is the ink's. labels (N,). The same seed chooses the same colours.
+    In training, no combination that is `held_out` is chosen.
     """
     prompts, ink, paper = choose_colours(labels, seed, train)
     return torch.lerp(2 * paper - 1, 2 * ink - 1, (images + 1) / 2), prompts
@@ -224,15 +225,19 @@ def choose_colours(labels, seed, train):
         jitter = JITTER * (2 * torch.rand(colour.shape, generator=generator) - 1)
         return (colour + jitter).clamp(0, 1)[..., None, None]
 
-    ink, paper = choose(INKS, len(labels)), choose(PAPERS, len(labels))
-    while train and (again := held_out(labels, ink, paper)).any():
-        paper[again] = choose(PAPERS, again.sum())
-    inks, papers = list(INKS), list(PAPERS)
-    prompts = [with_article(f"{inks[i]} {DIGITS[digit]} on {papers[j]} paper")
-               for digit, i, j in zip(labels.tolist(), ink.tolist(), paper.tolist())]
-    return prompts, shade(INKS, ink), shade(PAPERS, paper)
+    light, dark = choose(LIGHT, len(labels)), choose(DARK, len(labels))
+    while train and (again := held_out(labels, light, dark)).any():
+        dark[again] = choose(DARK, again.sum())
+    swapped = torch.rand(len(labels), generator=generator) < 0.5
+    prompts = []
+    for digit, i, j, swap in zip(labels.tolist(), light.tolist(), dark.tolist(), swapped.tolist()):
+        ink, paper = list(LIGHT)[i], list(DARK)[j]
+        ink, paper = (paper, ink) if swap else (ink, paper)
+        prompts.append(with_article(f"{ink} {DIGITS[digit]} on {paper} paper"))
+    light, dark, swapped = shade(LIGHT, light), shade(DARK, dark), swapped[:, None, None, None]
+    return prompts, torch.where(swapped, dark, light), torch.where(swapped, light, dark)
 
 
-def held_out(digit, ink, paper):
-    """Whether training never shows a combination: true of 48 of all 480, spread evenly over digits, INKS and PAPERS."""
-    return (digit + 2 * ink + 3 * paper) % 10 == 0
+def held_out(digit, light, dark):
+    """Whether training never shows a combination: true of 48 of all 480, spread evenly over digits, LIGHT and DARK."""
+    return (digit + 2 * light + 3 * dark) % 10 == 0

@@ -9,7 +9,7 @@ from torch import nn
 
 from minicnet.conditions import canny, colour, depth, dilate, mask, paper_colour
 from minicnet.diffusion import diffusion_loss
-from minicnet.digits import INKS, LEFT, PAPERS, RIGHT, THICK, THIN, UPRIGHT
+from minicnet.digits import DARK, LEFT, LIGHT, RIGHT, THICK, THIN, UPRIGHT
 from minicnet.words import CLOTHES, DIGITS, STROKES, THINGS
 
 # -- Do images follow their condition? ---------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ def _ink_on_paper(images):
 
 def _colour_names(colours):
     """The names of the known colours that are nearest to colours (B, 3) in [0, 1]."""
-    known = {**INKS, **PAPERS}
+    known = {**LIGHT, **DARK}
     nearest = torch.cdist(colours.cpu(), torch.tensor(list(known.values()))).argmin(1)
     return [list(known)[i] for i in nearest.tolist()]
 
@@ -246,7 +246,7 @@ def _attributes(prompt):
             if word in nouns:
                 said[name] = nouns.index(word)
         for name, known in (("stroke", STROKES), ("lean", ("left", "right")),
-                            ("paper" if before == "on" else "ink", {**INKS, **PAPERS})):
+                            ("paper" if before == "on" else "ink", {**LIGHT, **DARK})):
             if word in known:
                 said[name] = word
     return said

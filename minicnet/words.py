@@ -20,11 +20,11 @@ from torch import nn
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 STROKES = ("thin", "thick")
-INKS = ("white", "red", "orange", "yellow", "green", "cyan", "azure", "pink")
-PAPERS = ("black", "navy", "maroon", "olive", "teal", "purple")
+LIGHT = ("white", "red", "orange", "yellow", "green", "cyan", "azure", "pink")
+DARK = ("black", "navy", "maroon", "olive", "teal", "purple")
 CLOTHES = ("tshirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 THINGS = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-VOCABULARY = ("", "a", "digit", *DIGITS, *STROKES, "leaning", "left", "right", *INKS, "on", *PAPERS, "paper",
+VOCABULARY = ("", "a", "digit", *DIGITS, *STROKES, "leaning", "left", "right", *LIGHT, "on", *DARK, "paper",
               *CLOTHES, *THINGS)  # a word's place in it is its token
 LENGTH = 8  # tokens in a prompt, padding included
 
@@ -65,7 +65,7 @@ def shorter(caption):
     def ways(phrase):
         if phrase in DIGITS:
             return phrase, "digit"
-        optional = " " in phrase or phrase in STROKES or phrase in INKS
+        optional = " " in phrase or phrase in (*STROKES, *LIGHT, *DARK)
         return (phrase, "") if optional else (phrase,)
 
     return [with_article(" ".join(filter(None, kept))) for kept in itertools.product(*map(ways, phrases))]

@@ -12,7 +12,7 @@ import torch
 
 from minicnet import evaluation
 from minicnet.diffusion import NoiseSchedule
-from minicnet.digits import INKS, PAPERS, colourise, describe_digits, draw_digits
+from minicnet.digits import DARK, LIGHT, colourise, describe_digits, draw_digits
 from minicnet.evaluation import frechet_distance, heldout_loss, label_accuracy, prompt_accuracy, train_classifier
 
 PIXELS = SimpleNamespace(features=lambda images: images.flatten(1))  # a classifier whose features are the pixels
@@ -215,7 +215,7 @@ def painted(ink, paper, digit=0):
     """An image (1, 3, 28, 28) of a cross in the named colours, the first pixel of which tells `reader` the digit."""
     share = torch.zeros(1, 28, 28)
     share[:, 4:24, 13:16] = share[:, 13:16, 8:20] = 1
-    known = {**INKS, **PAPERS}
+    known = {**LIGHT, **DARK}
     ink, paper = (2 * torch.tensor(known[name]).float().view(3, 1, 1) - 1 for name in (ink, paper))
     image = torch.lerp(paper, ink, share)[None]
     image[:, 0, 0, 0] = digit
