@@ -10,7 +10,7 @@ from minicnet.sampling import generate, seeded_noise
 from minicnet.unet import UNet
 from minicnet.words import tokenize
 
-SCHEDULE = NoiseSchedule.cosine(1000)
+SCHEDULE = NoiseSchedule.linear(100)  # at whose end there is an image left: else random networks draw but -1 and 1
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def by_hand(unet, prompt, x_T, controls=(), w=1, steps=4):
         total = sum(scale * control for control, scale in parts) if parts else None
         return unet(x_t, t, prompt, control=total)
 
-    x_t, times = x_T, torch.linspace(999, 0, steps).round().long().tolist()
+    x_t, times = x_T, torch.linspace(99, 0, steps).round().long().tolist()
     for i, time in enumerate(times):
         t = torch.full((len(x_T),), time)
         eps_cond, eps_uncond = eps_of(x_t, t, prompt), eps_of(x_t, t, torch.zeros_like(prompt))
@@ -60,10 +60,10 @@ def test_it_is_ddim_under_the_sum_of_all_controls_in_both_branches_of_guidance(u
     controls = list(zip(nets, conditions, scales))
     found = generate(unet, SCHEDULE, prompt, x_T, controls, guidance=w, steps=4)
     expected = by_hand(unet, prompt, x_T, controls, w)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     assert expected.abs().max() <= 1 and expected.std() > 0.1 and not found.requires_grad
     for other in (by_hand(unet, prompt, x_T, controls, w + 1), by_hand(unet, prompt, x_T, controls[:-1], w)):
-        assert not controls or (other - expected).abs().max() > 0.01  # each of them counts
+        assert not controls or (other - expected).abs().mean() > 1e-3  # each of them counts
 
 
 @pytest.mark.parametrize("w", [1, 2.0])
@@ -88,7 +88,7 @@ def test_many_images_are_drawn_in_parts_and_each_as_if_alone(unet, nets, monkeyp
     assert sizes == [8, 8, 8, 8, 4, 4]
     for i in (slice(0, 1), slice(3, 6), slice(9, 10)):
         alone = generate(unet, SCHEDULE, prompt[i], x_T[i], [(nets[0], edges[i], 1)], guidance=2, steps=2)
-        torch.testing.assert_close(together[i], alone, rtol=0, atol=1e-3)
+        torch.testing.assert_close(together[i], alone, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("w, batch", [(1, 5), (0, 5), (2, 10)])
