@@ -157,7 +157,7 @@ def test_what_was_trained_draws(finished, tmp_path):
 def test_the_numbers_are_of_what_they_say(no_figures, finished, tmp_path, randomised):
     """With random weights, because a base and a control of a few steps draw nearly the same."""
     unet = randomised(load_base(finished.out / "base.pt")[0])
-    net = randomised(load_control(finished.out / "control.pt", unet, force=True)[0], seed=1)
+    net = randomised(load_control(finished.out / "control.pt", unet, force=True)[0], std=0.4, seed=1)
     for name, module, changes in (("base", unet, {}), ("control", net, {"base": fingerprint(unet)})):
         checkpoint = torch.load(finished.out / f"{name}.pt", weights_only=True)
         save_checkpoint(tmp_path / f"{name}.pt", {**checkpoint, **changes, "weights": module.state_dict()})
@@ -174,8 +174,8 @@ def test_the_numbers_are_of_what_they_say(no_figures, finished, tmp_path, random
         return heldout_loss(lambda x_t, t: eps(x_t, t, prompt), schedule, images)
 
     expected = {"base": loss(), "control": loss((net, edges, 1)), "shuffled": loss((net, edges.roll(1, 0), 1))}
-    assert metrics["heldout_loss"] == pytest.approx(expected, rel=1e-4)
-    assert all(abs(a / b - 1) > 1e-3 for a, b in itertools.combinations(expected.values(), 2))
+    assert metrics["heldout_loss"] == pytest.approx(expected, rel=1e-5)
+    assert all(abs(a / b - 1) > 5e-4 for a, b in itertools.combinations(expected.values(), 2))
     seen = set()
     for kind, controls in (("base", []), ("with control", [(net, edges, 1)])):
         for w in (1, 2):

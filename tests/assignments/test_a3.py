@@ -272,7 +272,7 @@ class TestControlNet:
         class Given(nn.Sequential):
             def __init__(self, condition_channels, channels, patch):
                 super().__init__(with_waves(nn.Conv2d(condition_channels, channels, 1)))
-                self.channels = condition_channels
+                self.condition_channels = condition_channels
 
         monkeypatch.setattr(given, "ConditionEncoder", Given)
         return given.ControlNet(small_unet())
