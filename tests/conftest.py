@@ -5,6 +5,15 @@ import torch
 from torch import nn
 
 
+def pytest_addoption(parser):
+    parser.addoption("--autocast", choices=["on", "off"], help="pretend that this CPU has bf16 instructions, or not")
+
+
+def pytest_configure(config):
+    if choice := config.getoption("--autocast"):
+        torch.cpu.get_capabilities = lambda: {"avx512_bf16": choice == "on"}
+
+
 @pytest.fixture(autouse=True)
 def one_seed():
     torch.manual_seed(0)
