@@ -31,7 +31,7 @@ LENGTH = 8  # tokens in a prompt, padding included
 
 def with_article(phrase):
     """ "red seven" -> "a red seven", "eight" -> "an eight". """
-    return ("an " if phrase.startswith(("eight", "orange", "azure")) else "a ") + phrase
+    return ("an " if phrase.startswith(("eight", "orange", "azure", "olive")) else "a ") + phrase
 
 
 def tokenize(prompts):
