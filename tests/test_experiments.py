@@ -19,6 +19,7 @@ from minicnet.conditions import canny
 from minicnet.controlnet import ControlNet, freeze
 from minicnet.digits import colourise, describe_digits, draw_digits
 from minicnet.experiments import all as all_experiments
+from minicnet.experiments import composition
 from minicnet.experiments import lab as lab_module
 from minicnet.experiments.lab import Lab, across_seeds, clearly_better, control_eps, experiment, mean
 from minicnet.unet import UNet
@@ -49,6 +50,12 @@ def tiny(monkeypatch, tmp_path, randomised):
             kind="base", vocabulary=list(VOCABULARY), image_shape=[channels, 28, 28], schedule=["cosine", 1000],
             dataset={"digits": "drawn", "coloured": "coloured-drawn"}[base], model=unet.settings,
             weights=unet.state_dict()))
+        for condition, count in (("canny", 1), ("colour", 3)):
+            net = randomised(ControlNet(unet, count), std=0.1)
+            save_checkpoint(tmp_path / "weights" / base / f"{condition}.pt", dict(
+                kind="control", base=fingerprint(unet), condition=condition, condition_channels=count,
+                weights=net.state_dict()))
+    monkeypatch.setattr(composition, "WEIGHTS", tmp_path / "weights")
     for name, value in dict(QUICK=TINY, WEIGHTS=tmp_path / "weights",
                             load_dataset=lambda name, split: digits(name, split)[:2],
                             captions=lambda name, split: digits(name, split)[2]).items():
