@@ -333,6 +333,7 @@ def points(results):
     return sum(test["score"] for test in results), sum(test["max_score"] for test in results)
 
 
+@pytest.mark.slow
 def test_students_begin_with_nothing_and_a_right_solution_earns_everything(trees, tmp_path):
     solutions = [(name, "", write(trees / name, name, bodies)) for name in ASSIGNMENTS for bodies in ({}, RIGHT[name])]
     results = run_tests(trees, tmp_path, solutions)

@@ -278,6 +278,7 @@ def run_in(folder, connection):
     connection.recv()
 
 
+@pytest.mark.slow
 def test_a_second_run_into_a_folder_is_refused_while_the_first_goes_on(tmp_path):
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["torch", "torch._dynamo"])  # as in test_faults.py, which shares the server

@@ -426,6 +426,7 @@ def test_files_that_are_there_need_no_network(tmp_path, mirror):
     assert not server.asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["broken", "truncated", "wrong", "hanging"])
 def test_the_second_mirror_helps_out(tmp_path, mirror, trouble):
     server = mirror(trouble, "good")

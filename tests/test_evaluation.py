@@ -166,6 +166,7 @@ def classifier(digits):
     return train_classifier(images[:1000], labels[:1000], steps=80, batch_size=64)
 
 
+@pytest.mark.slow
 def test_the_classifier_reads_digits_it_was_not_trained_on(digits, classifier):
     images, labels = digits
     assert label_accuracy(classifier, images[1000:], labels[1000:]) > 0.9
