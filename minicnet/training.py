@@ -24,16 +24,16 @@ from minicnet.diffusion import diffusion_loss
 from minicnet.muon import Muon
 
 MUON_RATE, ADAM_RATE = 0.02, 0.01
-RIM = {"conv_in", "conv_out", "share", "tokens", "places"}  # layers that touch pixels, x_t or words
+RIM = {"conv_in", "conv_out", "share", "tokens", "places"}  # the base's layers that touch pixels, x_t or words
 WARM_UP = 50  # steps, or a tenth of a short training
-EMA_DECAY = 0.995  # the averaged weights, which draw cleaner images, remember about the last 200 steps
-SAY_LESS = 0.2  # of the prompts leave out some of what their caption says
-LOUDEST = 5  # at most so much more does an error count where there is much noise
+EMA_DECAY = 0.995  # the averaged weights remember about the last 200 steps
+SAY_LESS = 0.2  # of the prompts are drawn from all ways to say their caption or less
+LOUDEST = 5  # the largest weight of an error, before all are divided by their mean
 READ_EVERY = 10  # steps between two looks at the losses: at each, the processor waits for the GPU
 
 
 def make_optimizers(net):
-    """Muon for the matrices inside the network; AdamW for those at its rim, and for norms and biases."""
+    """Muon for the weight matrices; AdamW for those of RIM, and for norms and biases."""
     inside = {id(parameter) for name, parameter in net.named_parameters()
               if parameter.ndim > 1 and not RIM & set(name.split("."))}
     parameters = list(net.parameters())
@@ -52,9 +52,8 @@ def draw_batch(step, seed, images, prompts, *, batch_size, drop_prompts, T):
 
     prompts: (N, V, L), the first of V the whole caption, the others parts of it (`training_prompts`). A share SAY_LESS
     of prompts is drawn from all V, and a share `drop_prompts` is replaced by the null prompt. Timesteps run over
-    0 .. T-1, the later the more often (t = T sqrt(u), u uniform): the shape of a digit is decided while there is much
-    noise, where an error in eps, small as it is, is a large one in x_0. Each of batch_size equal parts of u gives one
-    t, so batches are alike.
+    0 .. T-1, the later the more often: t = T sqrt(u), u uniform. Each of batch_size equal parts of u gives one t, so
+    batches are alike.
     """
     device = images.device
     generator = torch.Generator(device).manual_seed(seed * 10_000_000 + step)
@@ -74,8 +73,7 @@ def draw_batch(step, seed, images, prompts, *, batch_size, drop_prompts, T):
 class Loss(nn.Module):
     """The loss of a batch, as a module, because torch's DistributedDataParallel takes nothing else.
 
-    An error in eps is one in x_0 that is sqrt((1 - alpha_bar) / alpha_bar) times as large. So errors weigh
-    1 / sqrt(alpha_bar), but at most LOUDEST; all over their mean.
+    A squared error in eps weighs 1 / sqrt(alpha_bar), but at most LOUDEST; all over their mean.
     """
 
     def __init__(self, net, eps_model, schedule):

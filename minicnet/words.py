@@ -3,7 +3,7 @@
     tokenize(["a red seven on navy paper", "seven", ""])    # (3, LENGTH) int64; 0 is padding, "" the null prompt
 
 Stable Diffusion's prompts go through CLIP, a text encoder of 123 million parameters. Here one transformer block reads
-them. A prompt of one word is a label: there is no other way to give one.
+them. "seven" alone is a label, and there is no other way to give one.
 
 Attention: Vaswani et al. 2017, arXiv 1706.03762.
 """
@@ -58,7 +58,7 @@ def tokenize(prompts):
 def shorter(caption):
     """Every way to say as much or less, the caption itself first: "a red seven", "a red digit", "a seven", "a digit".
 
-    caption: begins with an article, as all captions do (data.py).
+    Each with its article, then each without: "red seven", ... caption: begins with an article, as all do (data.py).
     """
     _, *phrases = re.findall(r"leaning \w+|on \w+ paper|\w+", caption)
 
@@ -68,7 +68,8 @@ def shorter(caption):
         optional = " " in phrase or phrase in (*STROKES, *LIGHT, *DARK)
         return (phrase, "") if optional else (phrase,)
 
-    return [with_article(" ".join(filter(None, kept))) for kept in itertools.product(*map(ways, phrases))]
+    bare = [" ".join(filter(None, kept)) for kept in itertools.product(*map(ways, phrases))]
+    return [*map(with_article, bare), *bare]
 
 
 def training_prompts(captions):

@@ -23,7 +23,7 @@ from minicnet.words import LENGTH, tokenize, training_prompts
 T = 1000
 SCHEDULE = NoiseSchedule.cosine(T)
 IMAGES = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
-PROMPTS = training_prompts([f"a thick {'one' if i % 2 else 'seven'} leaning left" for i in range(40)])  # (40, 8, L)
+PROMPTS = training_prompts([f"a thick {'one' if i % 2 else 'seven'} leaning left" for i in range(40)])  # (40, 16, L)
 SETTINGS = dict(steps=25, batch_size=4, drop_prompts=0.1, seed=0)
 
 

@@ -81,19 +81,26 @@ def test_a_sentence_is_not_a_list_of_sentences(prompt):
                                    "a digit"]),
     ("an orange eight", ["an orange eight", "an orange digit", "an eight", "a digit"]),
     ("a seven", ["a seven", "a digit"]), ("a horse", ["a horse"]), ("a tshirt", ["a tshirt"])])
-def test_a_caption_can_be_shortened_in_every_way_and_comes_first_itself(prompt, ways):
-    assert shorter(prompt)[0] == prompt and sorted(shorter(prompt)) == sorted(ways)
+def test_a_caption_can_be_shortened_in_every_way_with_and_without_its_article_and_comes_first_itself(prompt, ways):
+    bare = [way.split(" ", 1)[1] for way in ways]
+    assert shorter(prompt)[0] == prompt and sorted(shorter(prompt)) == sorted(ways + bare)
+
+
+@pytest.mark.parametrize("caption, noun", [("a seven", "seven"), ("a horse", "horse"), (FULL, "seven"),
+                                           ("a thin eight", "eight")])
+def test_the_noun_alone_is_a_prompt_that_training_shows(caption, noun):
+    assert noun in shorter(caption)
 
 
 def test_while_training_each_way_to_say_a_caption_comes_equally_often_and_the_whole_one_first():
     captions = ["a seven", FULL, "a horse", FULL]
     prompts = training_prompts(captions)
-    assert prompts.shape == (4, 8, LENGTH) and prompts.dtype == torch.int64
+    assert prompts.shape == (4, 16, LENGTH) and prompts.dtype == torch.int64
     for caption, rows in zip(captions, prompts):
         assert torch.equal(rows[:1], tokenize([caption]))
         ways, counts = rows.unique(dim=0, return_counts=True)
         assert set(map(tuple, ways.tolist())) == set(map(tuple, tokenize(shorter(caption)).tolist()))
-        assert set(counts.tolist()) == {8 // len(shorter(caption))}
+        assert set(counts.tolist()) == {16 // len(shorter(caption))}
 
 
 # Attention

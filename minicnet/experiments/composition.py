@@ -1,7 +1,7 @@
 """Words compose (not of the paper): is a combination of digit, ink and paper drawn that training never showed?
 
-The base of coloured digits saw nine tenths of the combinations. All prompts here name one of the others, each colour
-once as the ink and once as the paper: so word order counts, too. Then the ControlNet for edges that comes with the base
+The base of coloured digits saw nine tenths of the combinations. All prompts here name one of the others, each pair of
+colours both ways round: so word order counts, too. Then the ControlNet for edges that comes with the base
 is added: words are to rule the colours, edges the shape. Where the digit's word and the edges conflict, both figures
 are told. Last, a palette is added, the colour map of an image of the colours that the words name.
 """
@@ -25,14 +25,18 @@ CLAIM = "Not of the paper: words compose. Combinations of digit, ink and paper t
 
 
 def combinations(lab, unseen=True):
-    """Prompts of combinations that training never showed, or as many of those it did, and their digits (B,)."""
+    """lab.images prompts of combinations that training never showed, or of those it did, and their digits (B,).
+
+    There are 96 of the former, in both orders of their colours: some come twice, with other noise.
+    """
     prompts, digits = [], []
     for i, (light, dark) in itertools.product(range(10), itertools.product(enumerate(LIGHT), enumerate(DARK))):
         if held_out(i, light[0], dark[0]) == unseen:
             for ink, paper in ((light[1], dark[1]), (dark[1], light[1])):
                 prompts.append(with_article(f"{ink} {DIGITS[i]} on {paper} paper"))
                 digits.append(i)
-    chosen = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0))[: lab.images].tolist()
+    shuffled = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
+    chosen = list(itertools.islice(itertools.cycle(shuffled), lab.images))
     return [prompts[i] for i in chosen], torch.tensor([digits[i] for i in chosen])
 
 
