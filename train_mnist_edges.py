@@ -38,8 +38,8 @@ from minicnet.words import VOCABULARY, tokenize, training_prompts
 
 FULL = dict(base_steps=1300, control_steps=350, batch_size=32, classifier_steps=400, measured=400)
 QUICK = dict(base_steps=30, control_steps=20, batch_size=32, classifier_steps=100, measured=64)
-CIFAR10 = dict(base_steps=20_000, control_steps=4000, batch_size=128, classifier_steps=4000, measured=500)
-MODELS = {"cifar10": dict(channels=64, multipliers=(1, 2, 2))}  # for the others UNet's own settings do
+CIFAR10 = dict(base_steps=10_000, control_steps=3000, batch_size=32, classifier_steps=2500, measured=2000)
+MODELS = {"cifar10": dict(channels=40, multipliers=(1, 2, 2))}  # for the others UNet's own settings do
 FILES = ("base.pt", "control.pt", "metrics.json", "samples.png", "learning.png")
 VALIDATION = 5000  # training images kept back, to look at while training; the test set is for the end alone
 
@@ -49,6 +49,8 @@ def main(args):
     device = pick_device(args.device)
     with join_processes(device) as first:  # of those that torchrun started; only the first writes
         data = load(args, device)
+        if args.base:  # a wrong one is refused here, before an earlier run is moved aside
+            read_base(args, data)
         if first:
             open_run(args.out, FILES, args.resume)
     loading = time.perf_counter() - start
@@ -89,7 +91,7 @@ def train_base(args, data, first):
     """The base learns to draw what a prompt says: eps_theta(x_t, t, c_t). -> unet (frozen), schedule, history, ..."""
     shape, few, few_prompts = list(data.images.shape[1:]), data.val_images[:64], data.val_prompts[:64]
     if args.base:
-        return read_base(args, shape, data.images.device, first)
+        return copy_base(args, data, first)
     schedule = NoiseSchedule.cosine(1000).to(few.device)
 
     def eps_model(unet, x_0, prompt):
@@ -109,11 +111,18 @@ def train_base(args, data, first):
                            dataset=data.dataset)
 
 
-def read_base(args, shape, device, first):
-    """The base of an earlier run, --base, copied into this one's folder. Returned as by `train_base`."""
-    unet, checkpoint = load_base(args.base, image_shape=shape)
+def read_base(args, data):
+    """The base of an earlier run, --base, if it is one for these images, and its checkpoint."""
+    unet, checkpoint = load_base(args.base, image_shape=list(data.images.shape[1:]))
     if "training" in checkpoint:
         raise CheckpointError(f"the training of {args.base} was stopped: --resume its run first")
+    return unet, checkpoint
+
+
+def copy_base(args, data, first):
+    """The base of an earlier run, copied into this one's folder. Returned as by `train_base`."""
+    unet, checkpoint = read_base(args, data)
+    device = data.images.device
     if args.resume and fingerprint(load_base(args.out / "base.pt")[0]) != fingerprint(unet):
         raise CheckpointError(f"the run in {args.out} has another base than {args.base}: choose another --out")
     if first:
@@ -226,4 +235,5 @@ def parse_arguments(argv=None):
 
 if __name__ == "__main__":
     args = parse_arguments()
-    cli.run(main, args, stopped=f"stopped: the same command with --resume goes on with {args.out}")
+    cli.run(main, args, stopped=f"stopped: the same command with --resume goes on with {args.out}, if training "
+                                "had begun")

@@ -209,14 +209,15 @@ def test_a_second_condition_uses_the_base_of_the_first_run(no_figures, finished,
     assert load_control(tmp_path / "control.pt", unet)[1]["condition"] == condition
 
 
-def test_a_base_for_other_images_or_half_a_base_is_refused(finished, tmp_path):
+def test_a_base_for_other_images_or_half_a_base_is_refused_and_the_run_that_is_there_stays(finished, tmp_path):
+    before = files(out := copy_of(finished, tmp_path / "run"))
     with pytest.raises(CheckpointError, match=r"image_shape \[1, 28, 28\] instead of \[3, 28, 28\]"):
-        script.main(arguments(tmp_path / "run", "--dataset", "coloured-drawn", "--base", finished.out / "base.pt"))
+        script.main(arguments(out, "--dataset", "coloured-drawn", "--base", finished.out / "base.pt"))
     checkpoint = torch.load(finished.out / "base.pt", weights_only=True)
     save_checkpoint(tmp_path / "half.pt", {**checkpoint, "training": {}})
     with pytest.raises(CheckpointError, match="was stopped: --resume its run first"):
-        script.main(arguments(tmp_path / "run", "--base", tmp_path / "half.pt"))
-    assert not list((tmp_path / "run").iterdir())
+        script.main(arguments(out, "--base", tmp_path / "half.pt"))
+    assert files(out) == before
 
 
 def test_a_run_is_not_resumed_with_another_base(finished, tmp_path, randomised):
@@ -346,7 +347,7 @@ def test_damaged_data_are_refused(monkeypatch, tmp_path):
 def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path):
     monkeypatch.setattr(data, "load_dataset", stop)
     error = run_as_program(monkeypatch, "--dataset", "drawn", "--out", tmp_path / "run")
-    assert error.endswith(f"the same command with --resume goes on with {tmp_path / 'run'}")
+    assert error.endswith(f"the same command with --resume goes on with {tmp_path / 'run'}, if training had begun")
 
 
 @pytest.mark.slow
@@ -439,7 +440,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(small_program, tmp_path):
         program.send_signal(signal.SIGINT)
         _, errors = program.communicate(timeout=300)
         assert program.returncode == 1 and "Traceback" not in errors
-        assert errors.splitlines()[-1] == f"stopped: the same command with --resume goes on with {tmp_path / 'run'}"
+        assert errors.splitlines()[-1].startswith("stopped: the same command with --resume goes on with")
         checkpoint = load_checkpoint(tmp_path / "run" / "base.pt", {"kind": "base"})
         assert "training" in checkpoint
         steps.append(checkpoint["step"])
