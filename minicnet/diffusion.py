@@ -15,7 +15,6 @@ import math
 
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
 
 
 class NoiseSchedule:
@@ -131,15 +130,15 @@ def guided(eps_model, conditional, unconditional, w):
 
 
 @torch.no_grad()
-def sample_ddpm(eps_model, schedule, x_T, generator=None, *, clip=True, progress=False, hook=None):
+def sample_ddpm(eps_model, schedule, x_T, generator=None, *, clip=True, hook=None):
     """DDPM ancestral sampling (Algorithm 2): all T steps back from noise to an image, fresh noise at each but the last.
 
-    x_T: (B, ...) drawn from N(0, I). clip: keep each prediction of x_0 in [-1, 1], the range of images. progress: show
-    a bar. hook(t, x_t, x_0): called at each step with the noisy images and the x_0 that the model sees in them.
+    x_T: (B, ...) drawn from N(0, I). clip: keep each prediction of x_0 in [-1, 1], the range of images.
+    hook(t, x_t, x_0): called at each step with the noisy images and the x_0 that the model sees in them.
     Returns images shaped like x_T, in [-1, 1] if clipped.
     """
     x_t = x_T
-    for t in tqdm(range(len(schedule) - 1, -1, -1), desc="DDPM", disable=not progress, leave=False):
+    for t in range(len(schedule) - 1, -1, -1):
         x_0 = _predict_x0(eps_model, schedule, x_t, t, clip)
         if hook:
             hook(t, x_t, x_0)
@@ -152,7 +151,7 @@ def sample_ddpm(eps_model, schedule, x_T, generator=None, *, clip=True, progress
 
 
 @torch.no_grad()
-def sample_ddim(eps_model, schedule, x_T, steps=50, eta=0.0, generator=None, *, clip=True, progress=False, hook=None):
+def sample_ddim(eps_model, schedule, x_T, steps=50, eta=0.0, generator=None, *, clip=True, hook=None):
     """DDIM sampling (Eq. 12): `steps` of the T timesteps, evenly spread from T-1 to 0, jumping from each to the next.
 
     eta: how much fresh noise a step adds. 0 is deterministic; 1 with steps = T is DDPM, number for number.
@@ -162,7 +161,7 @@ def sample_ddim(eps_model, schedule, x_T, steps=50, eta=0.0, generator=None, *, 
         raise ValueError(f"steps must lie between 1 and the schedule's {len(schedule)}, not {steps}")
     times = torch.linspace(len(schedule) - 1, 0, steps).round().long().tolist()
     x_t = x_T
-    for t, t_prev in zip(tqdm(times, desc="DDIM", disable=not progress, leave=False), [*times[1:], None]):
+    for t, t_prev in zip(times, [*times[1:], None]):
         x_0 = _predict_x0(eps_model, schedule, x_t, t, clip)
         if hook:
             hook(t, x_t, x_0)

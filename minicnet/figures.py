@@ -74,14 +74,19 @@ def _curve(history, name):
     return [row["step"] for row in rows], [row[name] for row in rows]
 
 
+def figure_format(path):
+    """ "png", "jpg", "jpeg", "pdf" or "svg": what the name of a figure's file ends in. ValueError for another name."""
+    kind = Path(path).suffix.lower().removeprefix(".")
+    if kind not in ("png", "jpg", "jpeg", "pdf", "svg"):
+        raise ValueError(f"cannot write {path}: the name of a picture must end in .png, .jpg, .jpeg, .pdf or .svg")
+    return kind
+
+
 def save_figure(fig, path):
     """Writes a Figure as PNG, JPEG, PDF or SVG, as the file's name says, whole or not at all.
 
     Raises ValueError for another kind of name, CheckpointError if the file cannot be written.
     """
-    kind = Path(path).suffix.lower().removeprefix(".")
-    if kind not in ("png", "jpg", "jpeg", "pdf", "svg"):
-        raise ValueError(f"cannot write {path}: the name of a picture must end in .png, .jpg, .jpeg, .pdf or .svg")
     buffer = io.BytesIO()
-    fig.savefig(buffer, format=kind, dpi=150)
+    fig.savefig(buffer, format=figure_format(path), dpi=150)
     write_atomically(path, buffer.getvalue())

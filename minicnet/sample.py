@@ -2,7 +2,7 @@
 
     python -m minicnet.sample --control runs/mnist-edges/control.pt --condition digit.png --image --prompt "a three"
     python -m minicnet.sample --control runs/a/control.pt --condition edges.png --scale 1 \\
-                              --control runs/b/control.pt --condition colours.png --scale 0.7
+                              --control runs/b/control.pt --condition colours.png --scale 0.7 --until 0.5
     python -m minicnet.sample --base minicnet/weights/coloured/base.pt --prompt "a red seven on navy paper"
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from minicnet import cli
 from minicnet.checkpoints import load_base, load_control, schedule_of
 from minicnet.devices import pick_device
-from minicnet.figures import samples_sheet, save_figure
+from minicnet.figures import figure_format, samples_sheet, save_figure
 from minicnet.pictures import condition_from_image, condition_from_map, read_picture
 from minicnet.sampling import generate, seeded_noise
 from minicnet.words import tokenize
@@ -22,6 +22,10 @@ def parse_arguments(argv=None):
     parser.add_argument("--control", type=Path, action="append", default=[], help="a control.pt; may be repeated")
     parser.add_argument("--condition", type=Path, action="append", default=[], help="an image file per --control")
     parser.add_argument("--scale", type=cli.finite, action="append", help="strength per --control, 1 unless given")
+    parser.add_argument("--from", dest="start", type=cli.finite, action="append", metavar="FROM",
+                        help="share of the steps after which a --control begins to act, 0 unless given")
+    parser.add_argument("--until", dest="end", type=cli.finite, action="append", metavar="UNTIL",
+                        help="share of the steps up to which a --control acts, 1 unless given")
     parser.add_argument("--image", action="store_true",
                         help="the files are ordinary pictures, of which the conditions are to be found first")
     parser.add_argument("--base", type=Path, help="base.pt; unless given, that beside the first control")
@@ -33,12 +37,26 @@ def parse_arguments(argv=None):
     parser.add_argument("--seed", type=cli.whole_number, default=0)
     parser.add_argument("--out", type=Path, default=Path("samples.png"))
     args = parser.parse_args(argv)
-    args.scale = args.scale or [1.0] * len(args.control)
     if not args.control and not args.base:
         parser.error("give a --control, or at least a --base")
-    if not len(args.control) == len(args.condition) == len(args.scale):
-        parser.error(f"there are {len(args.control)} --control, {len(args.condition)} --condition and "
-                     f"{len(args.scale)} --scale: give one of each for each control")
+    args.scale, args.start, args.end = (given or [default] * len(args.control) for given, default in
+                                        ((args.scale, 1.0), (args.start, 0.0), (args.end, 1.0)))
+    given = {"--control": args.control, "--condition": args.condition, "--scale": args.scale, "--from": args.start,
+             "--until": args.end}
+    if len(set(map(len, given.values()))) > 1:
+        parser.error(f"there are {', '.join(f'{len(some)} {flag}' for flag, some in given.items())}: "
+                     "give one of each for each control")
+    for start, end in zip(args.start, args.end):
+        if not 0 <= start < end <= 1:
+            parser.error(f"a control acts --from a share of the steps --until a later one, both from 0 to 1, "
+                         f"not from {start:g} until {end:g}")
+    for path in args.control:
+        if path.is_dir():
+            parser.error(f"--control {path} is a folder: name the file in it, such as {path / 'control.pt'}")
+    try:
+        figure_format(args.out)
+    except ValueError as error:
+        parser.error(error)
     return args
 
 
@@ -62,8 +80,8 @@ def main(args):
         controls.append((net.to(device), condition.to(device).expand(args.count, -1, -1, -1), scale))
 
     x_T = seeded_noise((args.count, *image_shape), args.seed, device)
-    images = generate(unet.to(device), schedule, prompt, x_T, controls, guidance=args.guidance, steps=args.steps,
-                      progress=True)
+    images = generate(unet.to(device), schedule, prompt, x_T, controls, spans=list(zip(args.start, args.end)),
+                      guidance=args.guidance, steps=args.steps, progress=True)
     title = f"{args.prompt or 'no prompt'}, guidance {args.guidance:g}"
     save_figure(samples_sheet({**columns, "images": images[None]}, title), args.out)
     print(args.out)

@@ -314,14 +314,6 @@ def test_samplers_stay_on_the_device_of_x_T_and_keep_no_graph(sampler):
     assert torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize("sampler", [sample_ddpm, sample_ddim])
-def test_the_bar_shows_only_if_asked(sampler, capsys):
-    sampler(gaussian(LINEAR), LINEAR, noise(2, 2))
-    assert capsys.readouterr().err == ""
-    sampler(gaussian(LINEAR), LINEAR, noise(2, 2), progress=True)
-    assert "DD" in capsys.readouterr().err
-
-
 # Guidance
 
 

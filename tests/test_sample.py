@@ -12,26 +12,14 @@ from PIL import Image
 from minicnet import cli, sample
 from minicnet.checkpoints import fingerprint, save_checkpoint
 from minicnet.conditions import canny
-from minicnet.controlnet import ControlNet, freeze
 from minicnet.diffusion import NoiseSchedule
 from minicnet.sampling import generate, seeded_noise
-from minicnet.unet import UNet
 from minicnet.words import VOCABULARY, tokenize
 
 SCHEDULE = NoiseSchedule.linear(500)  # not that of every other test
 SIZE = 16
 CROSS = torch.zeros(SIZE, SIZE)
 CROSS[5, 2:] = CROSS[:-3, 8] = 1
-
-
-@pytest.fixture
-def unet(randomised):
-    return freeze(randomised(UNet(channels=8, multipliers=(1,))))
-
-
-@pytest.fixture
-def nets(randomised, unet):
-    return [freeze(randomised(ControlNet(unet), seed=seed)) for seed in (1, 2)]
 
 
 @pytest.fixture
@@ -59,7 +47,8 @@ def drawn(monkeypatch):
 
     def recording(unet, schedule, prompt, x_T, controls, **settings):
         images = generate(unet, schedule, prompt, x_T, controls, **settings)
-        calls.append(dict(prompt=prompt, x_T=x_T, controls=controls, images=images, schedule=schedule, **settings))
+        calls.append(dict(unet=unet, schedule=schedule, prompt=prompt, x_T=x_T, controls=controls, images=images,
+                          **settings))
         return images
 
     monkeypatch.setattr(sample, "generate", recording)
@@ -124,10 +113,19 @@ def test_two_controls_each_have_their_condition_and_scale_and_the_base_that_is_n
     start(*two_controls(run, *base, "--scale", "0.5", "--scale", "2", "--count", "3"))
     (first, edges, half), (second, masks, double) = drawn[0]["controls"]
     assert [fingerprint(net) for net in (first, second)] == [fingerprint(net) for net in nets]
-    assert (half, double) == (0.5, 2)
+    assert (half, double) == (0.5, 2) and drawn[0]["spans"] == [(0, 1), (0, 1)]
     assert torch.equal(edges, CROSS.expand(3, 1, -1, -1)) and masks.mean().item() == pytest.approx(0.5, abs=0.05)
     start(*two_controls(run, *base))
     assert [scale for _, _, scale in drawn[1]["controls"]] == [1, 1]
+
+
+def test_two_controls_act_in_spans_of_their_own(run, drawn):
+    start(*two_controls(run, "--from", "0.5", "--from", "0"))
+    start(*two_controls(run, "--from", "0.5", "--from", "0", "--until", "1", "--until", "0.5"))
+    start(*control(run, "--until", "0.4"))  # of two steps
+    assert [call["spans"] for call in drawn] == [[(0.5, 1), (0, 1)], [(0.5, 1), (0, 0.5)], [(0, 0.4)]]
+    alone = generate(*(drawn[2][name] for name in ("unet", "schedule", "prompt", "x_T")), guidance=2, steps=2)
+    assert torch.equal(drawn[2]["images"], alone) and not torch.equal(drawn[0]["images"], drawn[1]["images"])
 
 
 # What is refused
@@ -159,6 +157,24 @@ def test_a_flag_that_makes_no_sense_is_refused_with_the_usage(run, capsys, flags
     with pytest.raises(SystemExit) as ended:
         start(*control(run), *flags)
     assert ended.value.code == 2 and capsys.readouterr().err.splitlines()[-1].count("error: ") == 1
+
+
+@pytest.mark.parametrize("flags, sentence", [
+    (["--from", "0.6", "--until", "0.4"], "both from 0 to 1, not from 0.6 until 0.4"),
+    (["--from", "1"], "not from 1 until 1"), (["--until", "1.5"], "not from 0 until 1.5"),
+    (["--until", "1", "--until", "1"], "1 --control, 1 --condition, 1 --scale, 1 --from, 2 --until: give one of each"),
+    (["--out", "digit.txt"], "cannot write digit.txt: the name of a picture must end in .png")])
+def test_nonsense_is_refused_before_anything_is_read(tmp_path, capsys, flags, sentence):
+    with pytest.raises(SystemExit) as ended:
+        sample.parse_arguments(list(map(str, control(tmp_path, *flags))))
+    assert ended.value.code == 2 and sentence in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_folder_is_no_control(run, capsys):
+    with pytest.raises(SystemExit) as ended:
+        start("--control", run / "second", "--condition", run / "mask.png")
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 2 and f"--control {run / 'second'} is a folder: name the file in it" in sentence
 
 
 def test_without_a_control_and_a_base_there_is_nothing_to_draw_with(capsys):

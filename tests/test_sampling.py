@@ -4,23 +4,12 @@ import pytest
 import torch
 
 from minicnet import sampling
-from minicnet.controlnet import ControlNet, freeze
+from minicnet.controlnet import ControlNet
 from minicnet.diffusion import NoiseSchedule
 from minicnet.sampling import generate, seeded_noise
-from minicnet.unet import UNet
 from minicnet.words import tokenize
 
 SCHEDULE = NoiseSchedule.linear(100)  # at whose end there is an image left: else random networks draw but -1 and 1
-
-
-@pytest.fixture
-def unet(randomised):
-    return freeze(randomised(UNet(channels=8, multipliers=(1,))))
-
-
-@pytest.fixture
-def nets(randomised, unet):
-    return [freeze(randomised(ControlNet(unet), seed=seed)) for seed in (1, 2)]
 
 
 def inputs(B=5, size=8):
@@ -33,10 +22,14 @@ def inputs(B=5, size=8):
 
 
 @torch.no_grad()
-def by_hand(unet, prompt, x_T, controls=(), w=1, steps=4):
-    """DDIM (Song et al., Eq. 12 with sigma = 0), guidance and the sum of residuals, each where it is used."""
+def by_hand(unet, prompt, x_T, controls=(), w=1, steps=4, acts=None):
+    """DDIM (Song et al., Eq. 12 with sigma = 0), guidance and the sum of residuals, each where it is used.
+
+    acts: for each control, the steps in which it does; all unless given.
+    """
     def eps_of(x_t, t, prompt):
-        parts = [(net(x_t, t, prompt, condition), scale) for net, condition, scale in controls]
+        parts = [(net(x_t, t, prompt, condition), scale) for k, (net, condition, scale) in enumerate(controls)
+                 if not acts or i in acts[k]]
         total = sum(scale * control for control, scale in parts) if parts else None
         return unet(x_t, t, prompt, control=total)
 
@@ -97,6 +90,53 @@ def test_only_guidance_needs_a_double_batch_and_conditions_are_encoded_once(unet
     sizes, encoded = record_batches(unet), [record_batches(net.condition_encoder) for net in nets]
     generate(unet, SCHEDULE, prompt, x_T, [(nets[0], a, 1), (nets[1], b, 1)], guidance=w, steps=3)
     assert sizes == [batch] * 3 and encoded == [[5], [5]]
+
+
+@pytest.mark.parametrize("spans, acts", [
+    ([(0, 1), (0, 1)], [range(4), range(4)]), ([(0.5, 1), (0, 0.5)], [[2, 3], [0, 1]]),
+    ([(0.25, 0.75), (0.3, 0.74)], [[1, 2], []]), ([(0.24, 0.76), (0, 0.2)], [[1, 2], []])])
+def test_a_control_acts_in_the_steps_that_lie_in_its_span(unet, nets, spans, acts):
+    prompt, x_T, *conditions = inputs()
+    controls = list(zip(nets, conditions, (0.7, -1.5)))
+    found = generate(unet, SCHEDULE, prompt, x_T, controls, spans=spans, guidance=2, steps=4)
+    torch.testing.assert_close(found, by_hand(unet, prompt, x_T, controls, 2, acts=acts), rtol=0, atol=1e-4)
+
+
+def test_outside_of_every_span_a_step_is_the_base_bit_for_bit_and_conditions_are_still_encoded_once(unet, nets):
+    prompt, x_T, a, b = inputs()
+    controls, encoded, batches = [(nets[0], a, 1), (nets[1], b, 1)], record_batches(nets[0].condition_encoder), []
+    alone, late = [], []
+    generate(unet, SCHEDULE, prompt, x_T, steps=6, hook=lambda *step: alone.append(step))
+    nets[0].register_forward_pre_hook(lambda module, args: batches.append(len(args[0])))
+    generate(unet, SCHEDULE, prompt, x_T, controls, spans=[(0.5, 1), (0.6, 1)], steps=6,
+             hook=lambda *step: late.append(step))
+    same = [torch.equal(x_0, other) for (_, _, x_0), (_, _, other) in zip(alone, late)]
+    assert same == [True] * 3 + [False] * 3 and batches == [5] * 3 and len(encoded) <= 2  # alone, then with the other
+
+
+@pytest.mark.parametrize("spans", [[], [(0, 1)] * 2, [(0.5, 0.5)], [(0.6, 0.4)], [(-0.1, 1)], [(0, 1.1)],
+                                   [(float("nan"), 1)]])
+def test_spans_that_make_no_sense_are_refused(unet, nets, spans):
+    prompt, x_T, edges, _ = inputs()
+    with pytest.raises(ValueError, match="spans must hold 0 <= start < end <= 1 for each of 1 controls"):
+        generate(unet, SCHEDULE, prompt, x_T, [(nets[0], edges, 1)], spans=spans)
+
+
+def test_a_hook_sees_every_step_of_every_part_and_ends_the_drawing_by_raising(unet, monkeypatch):
+    monkeypatch.setattr(sampling, "CPU_CHUNK", 3)
+    prompt, x_T, *_ = inputs()
+    seen = []
+    images = generate(unet, SCHEDULE, prompt, x_T, steps=3, hook=lambda *step: seen.append(step))
+    assert [(t, len(x_t)) for t, x_t, _ in seen] == [(99, 3), (50, 3), (0, 3), (99, 2), (50, 2), (0, 2)]
+    assert torch.equal(seen[0][1], x_T[:3]) and torch.equal(torch.cat([seen[2][2], seen[5][2]]), images)
+    sizes = record_batches(unet)
+
+    def stop(t, x_t, x_0):
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        generate(unet, SCHEDULE, prompt, x_T, steps=3, hook=stop)
+    assert len(sizes) == 1
 
 
 def test_noise_depends_on_its_seed_alone():
