@@ -6,6 +6,7 @@ The bases are tiny ones of random weights, so that no test depends on those that
 import functools
 import json
 import math
+import shutil
 from pathlib import Path
 
 import matplotlib.image
@@ -41,20 +42,28 @@ def digits(name, split):
     return images, labels, prompts
 
 
-@pytest.fixture
-def tiny(monkeypatch, tmp_path, randomised):
-    """Settings, data and bases for a run in seconds, and a folder for it."""
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory, randomised):
+    """The folder of two tiny bases, each with two controls."""
+    folder = tmp_path_factory.mktemp("weights")
     for base, channels in (("digits", 1), ("coloured", 3)):
         unet = randomised(UNet(in_channels=channels, channels=8), std=0.1)
-        save_checkpoint(tmp_path / "weights" / base / "base.pt", dict(
+        save_checkpoint(folder / base / "base.pt", dict(
             kind="base", vocabulary=list(VOCABULARY), image_shape=[channels, 28, 28], schedule=["cosine", 1000],
             dataset={"digits": "drawn", "coloured": "coloured-drawn"}[base], model=unet.settings,
             weights=unet.state_dict()))
         for condition, count in (("canny", 1), ("colour", 3)):
             net = randomised(ControlNet(unet, count), std=0.1)
-            save_checkpoint(tmp_path / "weights" / base / f"{condition}.pt", dict(
+            save_checkpoint(folder / base / f"{condition}.pt", dict(
                 kind="control", base=fingerprint(unet), condition=condition, condition_channels=count,
                 weights=net.state_dict()))
+    return folder
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path, weights):
+    """Settings, data and bases for a run in seconds, and a folder for it."""
+    shutil.copytree(weights, tmp_path / "weights")
     monkeypatch.setattr(composition, "WEIGHTS", tmp_path / "weights")
     for name, value in dict(QUICK=TINY, WEIGHTS=tmp_path / "weights",
                             load_dataset=lambda name, split: digits(name, split)[:2],

@@ -22,7 +22,7 @@ def runs(tmp_path, randomised):
     return [tmp_path / "edges", tmp_path / "colours"]
 
 
-def test_exported_networks_are_half_as_large_and_nearly_the_same(runs, tmp_path):
+def test_exported_networks_are_half_as_large_nearly_the_same_and_belong_to_the_exported_base_alone(runs, tmp_path):
     weights = tmp_path / "weights"
     export(weights, *runs)
     for before, after in [(runs[0] / "base.pt", weights / "base.pt"), (runs[0] / "control.pt", weights / "canny.pt"),
@@ -34,10 +34,6 @@ def test_exported_networks_are_half_as_large_and_nearly_the_same(runs, tmp_path)
             torch.testing.assert_close(after[name].float(), weight, rtol=1e-3, atol=1e-6)
     assert [(weights / name).read_text() for name in ("canny.json", "colour.json")] == ['"edges"\n', '"colours"\n']
 
-
-def test_exported_controls_belong_to_the_exported_base_alone(runs, tmp_path):
-    weights = tmp_path / "weights"
-    export(weights, *runs)
     for name in ("canny.pt", "colour.pt"):
         load_control(weights / name, load_base(weights / "base.pt")[0])
         with pytest.raises(CheckpointError, match="another base"):
