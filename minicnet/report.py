@@ -1,4 +1,4 @@
-"""Writes the README's table of results from the metrics.json files of runs, so that no number in it is typed by hand:
+"""Writes the results of runs, so that no number is typed by hand: a line for each into the README, all into a page.
 
     python -m minicnet.report .github/results/{mnist,drawn}/metrics.json
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from minicnet.checkpoints import CheckpointError, write_atomically
 
 README = Path(__file__).parents[1] / "README.md"
+PAGE = README.with_name(".github") / "results" / "README.md"
 BEGIN, END = "<!-- results: made by python -m minicnet.report -->", "<!-- end of results -->"
 TITLES = {  # what is measured of images, in words
     "edge_f1": "edge-F1 within one pixel", "edge_f1_strict": "edge-F1, strict", "mask_iou": "mask IoU",
@@ -18,6 +19,20 @@ TITLES = {  # what is measured of images, in words
     "label": "the prompt's thing is read", "ink": "its ink is seen", "paper": "its paper is seen",
     "stroke": "its stroke is seen", "lean": "it leans as told", "all": "all that the prompt says",
     "frechet": "Frechet distance (less is better)"}
+
+
+def summary(runs):
+    """Lines of Markdown, one for each of the runs' metrics: what control changes, with guidance 2."""
+    lines = ["| images, condition | condition followed, without → with control | prompt shown | Frechet distance (real "
+             "images) | minutes |", "|---|---|---|---|---|"]
+    for metrics in runs:
+        base, control, real = (metrics["measured"][name] for name in
+                               ("base, guidance 2", "with control, guidance 2", "real images"))
+        name, digits = metrics["measure"], (3, 3, 1)
+        cells = [f"{base[of]:.{n}f} → {control[of]:.{n}f}" for of, n in zip((name, "all", "frechet"), digits)]
+        lines.append(f"| {metrics['dataset']}, {metrics['condition']} | {TITLES[name]}: {cells[0]} | {cells[1]} | "
+                     f"{cells[2]} ({real['frechet']:.1f}) | {metrics['seconds']['total'] / 60:.0f} |")
+    return "\n".join(lines)
 
 
 def table(metrics):
@@ -58,14 +73,17 @@ def update_readme(readme, begin, end, section):
 
 
 def main(paths):
-    tables = []
+    runs, tables = [], ["# All results", "One table for each run. Written by `python -m minicnet.report`."]
     for path in paths:
         try:
-            tables.append(table(json.loads(Path(path).read_text())))
+            runs.append(json.loads(Path(path).read_text()))
+            tables.append(table(runs[-1]))
+            lines = summary(runs)
         except (OSError, ValueError, KeyError, TypeError) as error:
             sys.exit(f"error: {path} is not the metrics.json of a finished run: {type(error).__name__}: {error}")
     try:
-        update_readme(README, BEGIN, END, "\n\n".join(tables))
+        update_readme(README, BEGIN, END, lines)
+        write_atomically(PAGE, ("\n\n".join(tables) + "\n").encode())
     except (ValueError, CheckpointError) as error:
         sys.exit(f"error: {error}")
 

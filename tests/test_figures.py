@@ -180,15 +180,28 @@ def test_the_table_says_what_was_run_where_and_when():
     assert "The base is of an earlier run on drawn" in report.table(reused)
 
 
+def test_the_summary_has_a_line_for_each_run_with_what_control_changes():
+    measured = {"base, guidance 2": {"edge_f1": 0.6, "all": 0.9, "frechet": 30.04},
+                "with control, guidance 2": {"edge_f1": 0.98765, "all": 0.8, "frechet": 7.0},
+                "real images": {"edge_f1": 1.0, "all": 0.995, "frechet": 12.26}}
+    *_, line = report.summary([METRICS | {"measured": measured}] * 3).splitlines()
+    assert [cell.strip() for cell in line.strip("|").split("|")] == [
+        "drawn, canny", "edge-F1 within one pixel: 0.600 → 0.988", "0.900 → 0.800", "30.0 → 7.0 (12.3)", "2"]
+
+
 @pytest.fixture
 def readme(monkeypatch, tmp_path):
     """A README to be rewritten, and two runs' metrics.json."""
     monkeypatch.setattr(report, "README", tmp_path / "README.md")
+    monkeypatch.setattr(report, "PAGE", tmp_path / "results" / "README.md")
     text = f"# é\n\ntext \n{report.BEGIN}\nold | numbers\n{report.END}\n\n  the end"
     (tmp_path / "README.md").write_text(text, "utf-8")
     for name in ("a", "b"):
         metrics = copy.deepcopy(METRICS)
         metrics["dataset"] = f"dataset {name}"
+        for column, found in list(metrics["measured"].items()):
+            found["all"] = 0.5
+            metrics["measured"][column.replace("1", "2")] = found
         (tmp_path / f"{name}.json").write_text(json.dumps(metrics))
     return tmp_path / "README.md"
 
@@ -196,9 +209,11 @@ def readme(monkeypatch, tmp_path):
 def test_the_readme_is_rewritten_between_the_markers_and_nowhere_else(readme, tmp_path):
     for _ in range(2):  # the second time changes nothing
         report.main([str(tmp_path / "b.json"), str(tmp_path / "a.json")])
-        first, second = (report.table(json.loads((tmp_path / name).read_text())) for name in ("b.json", "a.json"))
+        runs = [json.loads((tmp_path / name).read_text()) for name in ("b.json", "a.json")]
         assert readme.read_text("utf-8") == (
-            f"# é\n\ntext \n{report.BEGIN}\n{first}\n\n{second}\n{report.END}\n\n  the end")
+            f"# é\n\ntext \n{report.BEGIN}\n{report.summary(runs)}\n{report.END}\n\n  the end")
+        assert (tmp_path / "results" / "README.md").read_text("utf-8").endswith(
+            f"\n\n{report.table(runs[0])}\n\n{report.table(runs[1])}\n")
 
 
 @pytest.mark.parametrize("paths", [["nowhere.json"], ["a.json", "README.md"], ["stopped.json"], ["list.json"]])
