@@ -23,8 +23,8 @@ TITLES = {  # what is measured of images, in words
 
 def summary(runs):
     """Lines of Markdown, one for each of the runs' metrics: what control changes, with guidance 2."""
-    lines = ["| images, condition | condition followed, without → with control | prompt shown | Frechet distance (real "
-             "images) | minutes |", "|---|---|---|---|---|"]
+    lines = ["| images, condition | condition followed, without → with control | prompt shown | "
+             "Frechet distance (real images) | minutes |", "|---|---|---|---|---|"]
     for metrics in runs:
         base, control, real = (metrics["measured"][name] for name in
                                ("base, guidance 2", "with control, guidance 2", "real images"))

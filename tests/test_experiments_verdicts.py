@@ -1,18 +1,29 @@
 """The experiments' own networks, bit by bit, and their verdicts on rows that are made up."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from minicnet.conditions import canny
 from minicnet.controlnet import Control, ControlNet, controlled, freeze
+from minicnet.diffusion import NoiseSchedule
 from minicnet.digits import draw_digits
-from minicnet.experiments import data_size, forgetting, guidance, many_conditions, sudden_convergence, transfer
+from minicnet.experiments import (
+    attention,
+    data_size,
+    forgetting,
+    guidance,
+    many_conditions,
+    sudden_convergence,
+    transfer,
+)
 from minicnet.experiments import zero_convolution as zc
 from minicnet.experiments.concatenated import ConcatenatedUNet, ConditionItself
 from minicnet.training import make_optimizers
-from minicnet.unet import UNet
-from minicnet.words import tokenize
+from minicnet.unet import CrossAttention, UNet
+from minicnet.words import DARK, DIGITS, LENGTH, LIGHT, tokenize
 
 
 @pytest.fixture
@@ -327,3 +338,40 @@ def rows_of_guidance(good):
     ({"weighted 2": 0.9, "only 2": 0.9, "weighted 4": 0.9, "only 4": 0.95}, "not reproduced")])
 def test_weighting_helps_if_it_beats_both_others_at_the_same_w(good, word):
     assert guidance.verdict(rows_of_guidance(good))[0] == word
+
+
+# attention: where places look
+
+
+def test_what_is_watched_are_the_weights_of_cross_attention_with_the_prompt_at_every_step(base, randomised):
+    unet = freeze(randomised(UNet(in_channels=3, channels=8)))
+    lab = SimpleNamespace(unet=unet, schedule=NoiseSchedule.cosine(1000), device="cpu", sampling_steps=3,
+                          test_images=torch.zeros(1, 3, 28, 28))
+    prompts = ["a red seven on navy paper", "a navy seven on red paper"]
+    images, seen = attention.watched(lab, prompts, seed=0)
+    assert images.shape == (2, 3, 28, 28) and list(seen) == [999, 500, 0]
+    x_t, _, maps = seen[500]
+    torch.testing.assert_close(maps.sum(1), torch.ones(2, 7, 7))
+    assert maps[:, 6:].max() == 0 < maps[:, :6].min()  # padding is looked at by nobody
+    layers, given = [m for m in unet.modules() if isinstance(m, CrossAttention)], []
+    hooks = [layer.register_forward_hook(lambda layer, x, _: given.append(layer.weights(x[0], x[2])))
+             for layer in layers]
+    unet(x_t, torch.tensor([500, 500]), tokenize(prompts))
+    assert len(layers) == len(given) == 2
+    torch.testing.assert_close(maps, torch.stack(given).mean((0, 2)).mT.unflatten(-1, (7, 7)), rtol=1e-2, atol=1e-3)
+    assert not any(hook.remove() for hook in hooks) and not any(layer._forward_hooks for layer in layers)
+
+
+def test_every_digit_and_colour_has_its_turn_in_the_prompts_watched():
+    prompts = attention.prompts_of_all_words(20)
+    assert tokenize(prompts).shape == (20, LENGTH)
+    words = [prompt.split() for prompt in prompts]
+    assert {w[2] for w in words} == set(DIGITS) and {w[1] for w in words} == set(LIGHT)
+    assert {w[4] for w in words} == set(DARK) and all(w[1::2] == [w[1], "on", "paper"] for w in words)
+
+
+@pytest.mark.parametrize("ink, digit, paper, word", [
+    (1.3, 1.2, 0.8, "reproduced"), (1.3, 1.0, 0.8, "mixed"), (1.0, 1.0, 0.8, "mixed"), (1, 1, 1, "not reproduced")])
+def test_places_look_at_their_words_if_they_do_by_a_tenth_for_every_seed(ink, digit, paper, word):
+    rows = {f"words-{seed}": {"ink": ink + seed / 100, "digit": digit, "paper": paper} for seed in (0, 1, 2)}
+    assert attention.verdict(rows)[0] == word

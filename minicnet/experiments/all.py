@@ -18,7 +18,7 @@ from minicnet.checkpoints import write_atomically
 from minicnet.experiments import lab
 
 NAMES = ("zero_convolution", "sudden_convergence", "cost", "data_size", "forgetting", "many_conditions", "transfer",
-         "guidance", "composition")
+         "guidance", "composition", "attention")
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(".github") / "results" / "experiments"
 INTRODUCTION = """# The paper's claims, measured
