@@ -16,7 +16,7 @@ from minicnet.conditions import canny, colour
 from minicnet.digits import DARK, LIGHT, held_out
 from minicnet.evaluation import colour_error, edge_f1, prompt_accuracy
 from minicnet.experiments.lab import in_figures, main, mean
-from minicnet.figures import tiled
+from minicnet.experiments.plots import columns_of_images
 from minicnet.words import DIGITS, tokenize, with_article
 
 BASE = "coloured"
@@ -122,13 +122,7 @@ def figure(rows, lab):
                "palette": palette * 2 - 1,
                "words + edges\n+ palette": drawing(lab, prompts, [*with_edges, (colour_net, palette, 1)])}
     fig = Figure(figsize=(9, 7), layout="constrained")
-    ax = fig.subplots()
-    ax.imshow(tiled(torch.stack([column.cpu().expand(-1, 3, -1, -1) for column in columns.values()], dim=1)),
-              interpolation="nearest")
-    ax.set_yticks([30 * (i + 0.5) for i in range(len(prompts))], prompts, fontsize=10)
-    ax.set_xticks([30 * (i + 0.5) for i in range(len(columns))], columns, fontsize=9)
-    ax.xaxis.tick_top()
-    ax.tick_params(length=0)
+    columns_of_images(fig.subplots(), columns, prompts)
     return fig
 
 

@@ -17,7 +17,7 @@ from minicnet.conditions import canny, colour
 from minicnet.controlnet import ControlNet
 from minicnet.evaluation import colour_error
 from minicnet.experiments.lab import across_seeds, clearly_better, control_eps, in_figures, main, mean
-from minicnet.figures import tiled
+from minicnet.experiments.plots import columns_of_images
 
 BASE = "coloured"
 CLAIM = "Conditions compose by adding the outputs of their ControlNets, without weights (section 3.4, Fig. 6)."
@@ -132,13 +132,7 @@ def figure(rows, lab):
     columns["edges +\nother\ncolour"] = drawing(lab, lab.seeds[0], ("edges", "colour"), count, images.roll(1, 0))
     columns["4 x\nedges"] = drawing(lab, lab.seeds[0], ("edges",) * 4, count)
     columns = {name.replace(" + ", " +\n"): pictures for name, pictures in columns.items()}
-    side = images.shape[-1] + 2
-    sheet = torch.stack([column.cpu().expand(-1, 3, -1, -1) for column in columns.values()], dim=1)
-    pictures.imshow(tiled(sheet), interpolation="nearest")
-    pictures.set_xticks([side * (i + 0.5) for i in range(len(columns))], columns, fontsize=7.5)
-    pictures.xaxis.tick_top()
-    pictures.tick_params(length=0)
-    pictures.set_yticks([])
+    columns_of_images(pictures, columns, fontsize=7.5)
     return fig
 
 

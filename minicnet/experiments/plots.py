@@ -1,9 +1,11 @@
-"""What the figures of the experiments are made of: bars with a point for each seed, and lines of images."""
+"""What the figures of the experiments are made of: bars with a point for each seed, lines and columns of images."""
 
 import statistics
 
 import torch
 import torch.nn.functional as F
+
+from minicnet.figures import tiled
 
 
 def grouped_bars(ax, names, groups, title):
@@ -33,3 +35,14 @@ def lines_of_images(ax, lines, columns, title):
     ax.set_xticks([width * (i + 0.5) for i in range(len(columns))], columns, fontsize=9)
     ax.tick_params(length=0)
     ax.set_title(title, fontsize=10)
+
+
+def columns_of_images(ax, columns, rows=(), fontsize=10):
+    """Columns of images. columns: {heading: images (N, 1 or 3, H, W) in [-1, 1]}; rows: a text for each of the N."""
+    sheet = torch.stack([images.cpu().expand(-1, 3, -1, -1) for images in columns.values()], dim=1)
+    side = sheet.shape[-1] + 2  # with the hairline around each
+    ax.imshow(tiled(sheet), interpolation="nearest")
+    ax.set_xticks([side * (i + 0.5) for i in range(len(columns))], columns, fontsize=fontsize)
+    ax.set_yticks([side * (i + 0.5) for i in range(len(rows))], rows, fontsize=fontsize)
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0)
