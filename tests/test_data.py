@@ -149,6 +149,7 @@ def test_only_plain_files_in_an_archive_count(tmp_path):
 def few_drawn_digits(monkeypatch):
     """Forty digits for training, thirty for tests."""
     monkeypatch.setattr(data, "DRAWN", {"train": 40, "test": 30})
+    monkeypatch.setattr(digits, "CHUNK", 20)
 
 
 def test_drawn_digits_need_no_folder_and_the_splits_differ(tmp_path, few_drawn_digits):
@@ -337,7 +338,7 @@ def test_a_flipped_bit_anywhere_in_an_archive_is_noticed_or_harmless(tmp_path, k
     files, path = write_cifar10(tmp_path / "elsewhere"), tmp_path / "cifar10" / f"cifar-10-binary.tar.{kind}"
     write_tar(path, files, f"w:{kind}")
     whole, right, noticed = path.read_bytes(), load_dataset("cifar10", "test", tmp_path), 0
-    places = range(0, len(whole), len(whole) // 80)
+    places = range(0, len(whole), len(whole) // 40)
     for place in places:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1:])
         try:
@@ -345,7 +346,7 @@ def test_a_flipped_bit_anywhere_in_an_archive_is_noticed_or_harmless(tmp_path, k
             assert torch.equal(found[0], right[0]) and torch.equal(found[1], right[1])  # as the time of writing
         except DataError as error:
             noticed += path.name in str(error)
-    assert noticed > len(places) - 5
+    assert noticed > len(places) - 4
 
 
 # -- Downloading -------------------------------------------------------------------------------------------------------
@@ -426,8 +427,7 @@ def test_files_that_are_there_need_no_network(tmp_path, mirror):
     assert not server.asked
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("trouble", ["broken", "truncated", "wrong", "hanging"])
+@pytest.mark.parametrize("trouble", ["broken", "wrong"])
 def test_the_second_mirror_helps_out(tmp_path, mirror, trouble):
     server = mirror(trouble, "good")
     load_dataset("mnist", "test", tmp_path / "data")

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
+from nbclient.util import run_sync
 
 import minicnet
 
@@ -43,18 +45,32 @@ def each(notebooks, slow=()):
                                             for path in notebooks])
 
 
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
+    """A process for notebooks beside a copy of what they read. All share it, because importing torch takes longest."""
+    folder = tmp_path_factory.mktemp("copy")
+    (folder / "notebooks").mkdir()
+    shutil.copytree(ROOT / "minicnet", folder / "minicnet")
+    shutil.copytree(ROOT / ".github" / "results", folder / ".github" / "results")
+    manager = AsyncKernelManager(kernel_name="python3")
+
+    def run(notebook):
+        notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))  # no name is left of the notebook before
+        NotebookClient(notebook, km=manager, timeout=300).execute(cwd=str(folder / "notebooks"))  # raises as cells do
+
+    yield run
+    if manager.has_kernel:
+        run_sync(manager.shutdown_kernel)(now=True)
+
+
 @each(NOTEBOOKS, slow=[path for path in NOTEBOOKS if path.stem != FAST])
-def test_a_notebook_runs_from_top_to_bottom(path, tmp_path):
-    (tmp_path / "notebooks").mkdir()
-    shutil.copytree(ROOT / "minicnet", tmp_path / "minicnet")
-    shutil.copytree(ROOT / ".github" / "results", tmp_path / ".github" / "results")
+def test_a_notebook_runs_from_top_to_bottom(path, kernel):
     notebook = nbformat.read(path, as_version=4)
     parameters = code_cells(notebook)[0]
     for name, value in REDUCED[path.stem].items():
         parameters.source, found = re.subn(rf"(?m)^{name} = .*$", f"{name} = {value!r}", parameters.source)
         assert found == 1, f"{path.stem} has no parameter {name}"
-    folder = {"metadata": {"path": str(tmp_path / "notebooks")}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=folder).execute()  # raises if a cell does
+    kernel(notebook)
 
 
 @each(NOTEBOOKS)

@@ -329,11 +329,12 @@ def without_losses(history):
     return [{name: value for name, value in row.items() if name != "loss"} for row in history]
 
 
-@pytest.fixture
-def undisturbed(tmp_path):
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
     """A finished training: its path, network and history."""
-    net, history, _ = fitted(tmp_path / "undisturbed.pt")
-    return tmp_path / "undisturbed.pt", net, history
+    path = tmp_path_factory.mktemp("undisturbed") / "base.pt"
+    net, history, _ = fitted(path)
+    return path, net, history
 
 
 def test_history_has_the_mean_loss_since_the_last_look_and_what_was_seen_of_the_average(tmp_path):
@@ -420,8 +421,8 @@ def test_resuming_what_is_finished_is_over_at_once_and_writes_nothing(undisturbe
 
 
 def test_resuming_where_there_is_nothing_starts_and_not_resuming_starts_afresh(tmp_path, undisturbed):
-    path, _, history = undisturbed
-    assert fitted(tmp_path / "base.pt", resume=True)[1] == history
+    path, history = tmp_path / "base.pt", undisturbed[2]
+    assert fitted(path, resume=True)[1] == history
     path.write_bytes(b"old")
     assert fitted(path)[1] == history
 
@@ -449,8 +450,8 @@ def test_processes_that_cannot_share_a_batch_evenly_are_refused(monkeypatch, tmp
 # A loss that is no number
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("step, kept", [(3, None), (11, 10), (14, 10), (20, 10), (25, 20)])
+@pytest.mark.parametrize("step, kept, value", [
+    (3, None, math.nan), (11, 10, math.inf), (14, 10, math.nan), (20, 10, math.inf), (25, 20, math.nan)])
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_weights(tmp_path, undisturbed, step, kept,
                                                                               value):
     calls = []
