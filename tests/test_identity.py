@@ -63,9 +63,9 @@ class Setting:
 
 @each_device
 @pytest.mark.parametrize("seeds, changes", [
-    (range(24), {}),
-    (range(30, 36), {"dtype": torch.float64}),
-    (range(40, 46), {"memory_format": torch.channels_last}),
+    (range(15), {}),
+    (range(30, 34), {"dtype": torch.float64}),
+    (range(40, 44), {"memory_format": torch.channels_last}),
 ], ids=["float32", "float64", "channels_last"])
 def test_a_fresh_control_changes_no_bit_of_any_base(randomised, device, seeds, changes):
     for seed in seeds:
@@ -74,7 +74,7 @@ def test_a_fresh_control_changes_no_bit_of_any_base(randomised, device, seeds, c
 
 @each_device
 def test_nor_does_it_under_autocast_even_if_only_one_of_the_two_is_computed_so(randomised, device):
-    for seed in range(50, 54):
+    for seed in range(50, 53):
         setting = Setting(seed, randomised, device)
         for base_rounded, control_rounded in [(True, True), (True, False), (False, True)]:
             rounding = torch.autocast(device, torch.bfloat16)
