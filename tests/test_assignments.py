@@ -333,26 +333,28 @@ def points(results):
     return sum(test["score"] for test in results), sum(test["max_score"] for test in results)
 
 
+@pytest.fixture(scope="module")
+def results(trees, tmp_path_factory):
+    """Of all solutions, run at once: (assignment, "blank" or "right") or one of WRONG -> its tests."""
+    solutions = {(name, kind): (name, "", write(trees / name, name, bodies))
+                 for name in ASSIGNMENTS for kind, bodies in (("blank", {}), ("right", RIGHT[name]))}
+    solutions |= {wrong: (*wrong[:2], spoilt(wrong[0], *wrong[2:4])) for wrong in WRONG}
+    return dict(zip(solutions, run_tests(trees, tmp_path_factory.mktemp("solutions"), solutions.values())))
+
+
 @pytest.mark.slow
-def test_students_begin_with_nothing_and_a_right_solution_earns_everything(trees, tmp_path):
-    solutions = [(name, "", write(trees / name, name, bodies)) for name in ASSIGNMENTS for bodies in ({}, RIGHT[name])]
-    results = run_tests(trees, tmp_path, solutions)
-    for most, blank, right in zip((30, 30, 40), results[::2], results[1::2]):
+def test_students_begin_with_nothing_and_a_right_solution_earns_everything(results):
+    for name, most in zip(ASSIGNMENTS, (30, 30, 40), strict=True):
+        blank, right = results[name, "blank"], results[name, "right"]
         assert points(blank) == (0, most)
         assert all(test["output"].startswith("not written yet (minicnet/") for test in blank)
         assert points(right) == (most, most), [test for test in right if test["output"]]
 
 
-@pytest.fixture(scope="module")
-def wrong_results(trees, tmp_path_factory):
-    solutions = [(assignment, tests, spoilt(assignment, old, new)) for assignment, tests, old, new, _ in WRONG]
-    return dict(zip(WRONG, run_tests(trees, tmp_path_factory.mktemp("wrong"), solutions)))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: f"{wrong[1]} {wrong[4]}")
-def test_a_wrong_solution_loses_points_and_gets_a_hint(wrong_results, wrong):
-    failed = [test["output"] for test in wrong_results[wrong] if not test["score"]]
+def test_a_wrong_solution_loses_points_and_gets_a_hint(results, wrong):
+    failed = [test["output"] for test in results[wrong] if not test["score"]]
     assert any(wrong[4] in output for output in failed), failed
 
 
@@ -429,26 +431,22 @@ for path in (".", "..", *Path(__file__).parents[:2]):
 
 
 @pytest.mark.slow
-def test_ten_submissions_are_graded_whatever_they_do(trees, tmp_path):
+def test_submissions_are_graded_whatever_they_do(trees, tmp_path):
     def handed_in(**bodies):
         return write(trees / "a2", "a2", bodies)
 
-    def changed(function, body):
-        return handed_in(**{**RIGHT["a2"], function: body})
-
     right, blank = handed_in(**RIGHT["a2"]), handed_in()
-    submissions = {  # what is handed in, its points, and a part of the remarks
-        "01-right": ({Path(file).name: text for file, text in right.items()}, 30, ""),
-        "02-blank": (blank, 0, "not written yet"),
-        "03-nothing": ({}, 0, "no unet.py was handed in"),
-        "04-endless": (changed("Encoder.rest", ENDLESS), 27, "does not end"),
-        "05-syntax": ({**right, "minicnet/unet.py": "def broken(:\n"}, 8, "SyntaxError"),
-        "06-deletes": ({**right, "minicnet/unet.py": DELETES + right["minicnet/unet.py"]}, None, ""),
-        "07-dies": (changed("timestep_embedding", "import os\nos._exit(0)"), 25, "Python itself was ended"),
-        "08-leaves": (changed("Decoder.forward", "raise SystemExit('bye')"), 26, "SystemExit"),
-        "09-one-file": ({"words.py": right["minicnet/words.py"]}, 8, "no unet.py was handed in"),
-        "10-cheats": ({**blank, "tests/assignments/test_a2.py": "def test_all(): pass\n",
-                       "conftest.py": "raise SystemExit\n"}, 0, "not written yet")}
+    faults = handed_in(**{**RIGHT["a2"], "Encoder.rest": ENDLESS, "timestep_embedding": "import os\nos._exit(0)",
+                          "Decoder.forward": "raise SystemExit('bye')"})
+    submissions = {  # what is handed in, its points, and parts of the remarks
+        "1-right": ({Path(file).name: text for file, text in right.items()}, 30, []),
+        "2-nothing": ({}, 0, ["no unet.py was handed in"]),
+        "3-faults": (faults, 18, ["does not end", "Python itself was ended", "SystemExit"]),
+        "4-syntax": ({**right, "minicnet/unet.py": "def broken(:\n"}, 8, ["SyntaxError"]),
+        "5-deletes": ({**right, "minicnet/unet.py": DELETES + right["minicnet/unet.py"]}, None, []),
+        "6-one-file": ({"words.py": right["minicnet/words.py"]}, 8, ["no unet.py was handed in"]),
+        "7-cheats": ({**blank, "tests/assignments/test_a2.py": "def test_all(): pass\n",
+                      "conftest.py": "raise SystemExit\n"}, 0, ["not written yet"])}
     for student, (files, _, _) in submissions.items():
         (tmp_path / "submissions" / student).mkdir(parents=True)
         for name, text in files.items():
@@ -461,9 +459,9 @@ def test_ten_submissions_are_graded_whatever_they_do(trees, tmp_path):
     with open(tmp_path / "grades.csv", newline="") as file:
         rows = {row["student"]: row for row in csv.DictReader(file)}
     assert list(rows) == list(submissions)
-    for student, (files, expected, remark) in submissions.items():
+    for student, (files, expected, remarks) in submissions.items():
         total = int(rows[student]["total"])
         assert total == expected or expected is None and 0 <= total <= 30, rows[student]
-        assert remark in rows[student]["remarks"]
+        assert all(remark in rows[student]["remarks"] for remark in remarks)
         assert all((tmp_path / "submissions" / student / name).read_text() == text for name, text in files.items())
-    assert rows["01-right"]["remarks"] == "" and rows["01-right"]["3. attention_weights and attend"] == "8"
+    assert rows["1-right"]["remarks"] == "" and rows["1-right"]["3. attention_weights and attend"] == "8"

@@ -6,7 +6,6 @@ Each run is a process of its own, which trains a tiny base and its control as tr
 import multiprocessing
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -133,8 +132,8 @@ def undisturbed(tmp_path_factory):
     ("replace", 5, False, [6, 2]),  # the checkpoint is in its file, and the file not in its place
     *(pytest.param(*case, marks=pytest.mark.slow) for case in [
         ("fsync", 1, False, []),  # the first checkpoint is written, but may be in no file yet
-        ("replace", 1, False, []), ("replace", 1, True, [2]), ("fsync", 3, False, [4]), ("replace", 3, True, [6]),
-        ("replace", 6, False, [6, 4])])])
+        ("replace", 1, True, [2]),
+        ("replace", 3, True, [6])])])  # the base is finished, and its control not begun
 def test_a_run_killed_while_it_writes_a_checkpoint_ends_like_one_that_was_not(
         tmp_path, undisturbed, name, number, after, steps):
     process = start(tmp_path, (name, number, after))
@@ -148,7 +147,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_ends_like_one_that_was_not(
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(tmp_path, undisturbed):
     draw, done = random.Random(0), []
-    for _ in range(5):
+    for _ in range(3):
         process = start(tmp_path)
         time.sleep(draw.uniform(0, 0.8) * undisturbed.seconds)
         process.kill()
@@ -180,34 +179,6 @@ def test_a_run_that_fills_a_disk_keeps_its_last_checkpoint_and_goes_on(tmp_path,
     finally:
         torch.set_num_threads(threads)
     assert contents(tmp_path) == undisturbed.contents
-
-
-FULL_DISK = """
-import sys
-from pathlib import Path
-import torch
-from minicnet.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
-path = Path(sys.argv[1]) / "base.pt"
-save_checkpoint(path, {"kind": "base", "weights": torch.zeros(20_000)})
-try:
-    save_checkpoint(path, {"kind": "base", "weights": torch.ones(40_000)})
-except CheckpointError as error:
-    print(error)
-print(load_checkpoint(path, {"kind": "base"})["weights"].shape, [path.name for path in path.parent.iterdir()])
-"""
-
-
-@pytest.mark.slow
-def test_a_disk_that_is_really_full_keeps_the_last_checkpoint(tmp_path):
-    """A disk in memory of 200 kB, which an unprivileged user may mount on some systems."""
-    mount = ["unshare", "--map-root-user", "--mount", "sh", "-c", 'mount -t tmpfs -o size=200k disk "$0" && exec "$@"']
-    if not shutil.which("unshare") or subprocess.run([*mount, tmp_path, "true"], capture_output=True).returncode:
-        pytest.skip("no disk can be mounted here")
-    done = subprocess.run([*mount, tmp_path, sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    error, rest = done.stdout.splitlines()
-    assert error.startswith(f"cannot write {tmp_path}/base.pt: No space left on device; the one written before is kept")
-    assert rest == "torch.Size([20000]) ['base.pt']"
 
 
 # A reader who leaves
