@@ -23,6 +23,7 @@ import select
 import socket
 import sys
 import threading
+import traceback
 import webbrowser
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
@@ -63,11 +64,11 @@ class Playground(ThreadingHTTPServer):
     daemon_threads, request_queue_size = True, 64
 
     def __init__(self, models, port=0):
-        super().__init__(("127.0.0.1", port), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}/"
         self.models = {model.name: model for model in models}
         self.worker, self.lock = ThreadPoolExecutor(1), threading.Lock()
         self.waiting = {}  # the event that cancels each job: whose it is
+        super().__init__(("127.0.0.1", port), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}/"
 
     def submit(self, visitor, job):
         """Has the worker do job(tell), and cancels the visitor's jobs before it. -> a queue, the event that cancels it.
@@ -87,6 +88,8 @@ class Playground(ThreadingHTTPServer):
                 result = job(tell)
             except Exception as error:
                 result = error
+                if not isinstance(error, (Cancelled, ValueError)):
+                    traceback.print_exc()  # a fault, of which the visitor gets one sentence
             with self.lock:
                 del self.waiting[cancel]
             told.put((True, result))
@@ -130,10 +133,14 @@ class Handler(BaseHTTPRequestHandler):
             if self.headers.get("Origin") not in (None, f"http://{self.headers['Host']}"):
                 raise Refusal(403, "a page from elsewhere must not use this one")
             do(urlsplit(self.path))
-        except (ValueError, RecursionError) as error:  # nested too deeply, too
+        except (ValueError, RecursionError) as error:  # JSON may be nested too deeply
             self.send_error(getattr(error, "status", 400), str(error))
         except Cancelled:
             self.send_error(409, "a newer wish took the place of this one")
+        except OSError:  # the visitor left
+            raise
+        except Exception as error:
+            self.send_error(500, f"this failed: {error}")
 
     def get(self, url):
         if url.path == "/models":
@@ -144,22 +151,23 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, PAGE[url.path][1], PAGE[url.path][0] + "; charset=utf-8")
 
     def post(self, url):
-        models = self.server.models
+        models, submit = self.server.models, self.server.submit
         if url.path == "/picture":
             asked = dict(parse_qsl(url.query))
             model, data = chosen(models, asked), self.body(LARGEST_PICTURE)
-            return self.answer(200, self.result_of(asked.get("visitor"), lambda tell: model.picture(data)))
+            return self.answer(200, self.result_of(submit(asked.get("visitor"), lambda tell: model.picture(data))))
         if url.path not in ("/draw", "/gif", "/example"):
             raise Refusal(404, "there is no such page")
         asked = json.loads(self.body(LARGEST_WISH))
         model, visitor = chosen(models, asked), str(asked.get("visitor"))
         if url.path == "/example":
             n = number(asked, "n", 0, 10**9, whole=True)
-            return self.answer(200, self.result_of(visitor, lambda tell: model.example(n)))
+            return self.answer(200, self.result_of(submit(visitor, lambda tell: model.example(n))))
         wish = read_wish(models, asked)
         if url.path == "/gif":
-            return self.answer(200, self.result_of(visitor, lambda tell: animation(wish, tell)), "image/gif")
-        self.stream(visitor, lambda tell: draw(wish, tell))
+            gif = self.result_of(submit(visitor, lambda tell: animation(wish, tell)))
+            return self.answer(200, gif, "image/gif")
+        self.stream(submit(visitor, lambda tell: draw(wish, tell)))
 
     def body(self, limit):
         """What was sent. Raises Refusal if it is too long, or does not say how long it is."""
@@ -173,26 +181,29 @@ class Handler(BaseHTTPRequestHandler):
             raise ConnectionAbortedError
         return data
 
-    def result_of(self, visitor, job):
-        *_, (_, result) = self.follow(visitor, job)
+    def result_of(self, job):
+        *_, (_, result) = self.follow(*job)
         return result
 
-    def stream(self, visitor, job):
+    def stream(self, job):
         """Sends what a job tells, a line of JSON each. The last line is {"done": true}, or says why it is not."""
-        with contextlib.closing(self.follow(visitor, job)) as following:
+        with contextlib.closing(self.follow(*job)) as following:
             self.headed(200, "application/x-ndjson", {"Connection": "close"})
             try:
                 for done, line in following:
                     self.wfile.write(json.dumps({"done": True} if done else line).encode() + b"\n")
             except Cancelled:
                 self.wfile.write(b'{"cancelled": true}\n')
+            except OSError:
+                raise
+            except Exception as error:
+                self.wfile.write(json.dumps({"error": f"this failed: {error}"}).encode() + b"\n")
 
-    def follow(self, visitor, job):
+    def follow(self, told, cancel):
         """Yields (False, what the job tells), ..., (True, what it returns), or raises what it does.
 
         If the visitor leaves, the job is cancelled, and ConnectionAbortedError is raised.
         """
-        told, cancel = self.server.submit(visitor, job)
         done = False
         try:
             while not done:
