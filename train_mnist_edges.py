@@ -36,9 +36,12 @@ from minicnet.training import fit
 from minicnet.unet import UNet
 from minicnet.words import VOCABULARY, tokenize, training_prompts
 
-FULL = dict(base_steps=1300, control_steps=350, batch_size=32, classifier_steps=400, measured=400)
-QUICK = dict(base_steps=30, control_steps=20, batch_size=32, classifier_steps=100, measured=64)
-CIFAR10 = dict(base_steps=10_000, control_steps=3000, batch_size=32, classifier_steps=2500, measured=2000)
+FULL = dict(base_steps=1300, control_steps=350, batch_size=32, classifier_steps=400, classifier_width=16,
+            measured=400)
+QUICK = dict(base_steps=30, control_steps=20, batch_size=32, classifier_steps=100, classifier_width=16,
+             measured=64)
+CIFAR10 = dict(base_steps=10_000, control_steps=3000, batch_size=32, classifier_steps=3000, classifier_width=48,
+               measured=2000)
 MODELS = {"cifar10": dict(channels=40, multipliers=(1, 2, 2))}  # for the others UNet's own settings do
 FILES = ("base.pt", "control.pt", "metrics.json", "samples.png", "learning.png")
 VALIDATION = 5000  # training images kept back, to look at while training; the test set is for the end alone
@@ -167,7 +170,8 @@ def measure(args, data, base, control):
     """How good are they? On test images: the same prompts and noise, without control and with it. -> metrics"""
     images, prompt, count = data.test_images, data.test_prompts, len(data.test_images)
     print(f"measuring on {count} test images")
-    classifier = train_classifier(data.images, data.labels, steps=args.classifier_steps, seed=args.seed)
+    classifier = train_classifier(data.images, data.labels, steps=args.classifier_steps, seed=args.seed,
+                                  width=args.classifier_width)
     condition_of, fidelity = CONDITIONS[args.condition], MEASURES[args.condition]
     condition, noise = condition_of(images), seeded_noise(images.shape, args.seed, images.device)
 

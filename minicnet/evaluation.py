@@ -3,6 +3,8 @@
 A measure alone says little. Beside each stand its floor (the same without control) and its ceiling (real images).
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -10,6 +12,7 @@ from torch import nn
 from minicnet.conditions import canny, colour, depth, dilate, mask, paper_colour
 from minicnet.diffusion import diffusion_loss
 from minicnet.digits import DARK, LEFT, LIGHT, RIGHT, THICK, THIN, UPRIGHT
+from minicnet.muon import Muon
 from minicnet.words import CLOTHES, DIGITS, STROKES, THINGS
 
 # -- Do images follow their condition? ---------------------------------------------------------------------------------
@@ -102,41 +105,47 @@ MEASURES = {  # of each condition
 class Classifier(nn.Module):
     """A small convolutional network that reads labels, (B, C, H, W) -> (B, num_labels), and lends its features.
 
-    H and W may be 27 to 32: MNIST's 28 and CIFAR-10's 32.
+    H and W: even, 8 at least. width: channels of the first two of five convolutions; 16 do for digits.
     """
 
-    def __init__(self, in_channels=1, num_labels=10):
+    def __init__(self, in_channels=1, num_labels=10, width=16):
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(in_channels, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU(),  # 28 or 32 -> 14 or 16
-            nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),  # -> 7 or 8
-            nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.AvgPool2d(3, stride=2),  # -> 3, either
-            nn.Flatten(), nn.Linear(9 * 64, 64), nn.ReLU())
-        self.head = nn.Linear(64, num_labels)
+        widths, layers = (4 * in_channels, width, width, 2 * width, 2 * width, 4 * width), [nn.PixelUnshuffle(2)]
+        for i, (before, after) in enumerate(itertools.pairwise(widths)):
+            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+            layers += [nn.MaxPool2d(2)] * (i in (1, 3))
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(4 * width, num_labels)
 
     def features(self, images):
-        """What the last layer but one makes of the images: (B, 64)."""
-        return self.body(images)
+        """What the last convolution finds anywhere in the images: (B, 4 width)."""
+        return self.body(images).amax((2, 3))
 
     def forward(self, images):
         return self.head(self.features(images))
 
 
-def train_classifier(images, labels, steps=500, batch_size=128, seed=0):
-    """Trains a Classifier on real images (N, C, H, W) in [-1, 1] with labels (N,). Returns it in eval mode."""
+def train_classifier(images, labels, steps=500, batch_size=128, seed=0, width=16):
+    """Trains a Classifier on real images (N, C, H, W) in [-1, 1] with labels (N,). Returns it in eval mode.
+
+    Each batch is shifted by up to two pixels, as pixels should not be known by their places.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):  # the first weights, made on the CPU, depend on the seed alone
         torch.default_generator.manual_seed(seed)
-        classifier = Classifier(images.shape[1], int(labels.max()) + 1).to(images.device)
-    optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=steps)
-    for _ in range(steps):
+        classifier = Classifier(images.shape[1], int(labels.max()) + 1, width).to(images.device)
+    matrices = [p for p in classifier.parameters() if p.ndim == 4]
+    others = [p for p in classifier.parameters() if p.ndim < 4]
+    rates = {Muon(matrices, lr=0.02): 0.02, torch.optim.AdamW(others, weight_decay=0.01): 0.005}
+    for step in range(steps):
         index = torch.randint(len(images), (batch_size,), generator=generator).to(images.device)
-        loss = F.cross_entropy(classifier(images[index]), labels[index])
-        optimizer.zero_grad()
+        shift = torch.randint(-2, 3, (2,), generator=generator).tolist()
+        loss = F.cross_entropy(classifier(images[index].roll(shift, (2, 3))), labels[index], label_smoothing=0.1)
         loss.backward()
-        optimizer.step()
-        schedule.step()
+        for optimizer, rate in rates.items():
+            optimizer.param_groups[0]["lr"] = rate * min(1, 20 * (step + 1) / steps) * (1 - step / steps)
+            optimizer.step()
+            optimizer.zero_grad()
     return classifier.eval().requires_grad_(False)
 
 
@@ -168,7 +177,7 @@ def frechet_distance(classifier, images, reference):
 def _gaussian_fit(classifier, images):
     features = torch.cat([classifier.features(batch).cpu() for batch in images.split(1000)])  # mps has no float64
     features = features.double()
-    return features.mean(0), features.T.cov()  # (64,), (64, 64)
+    return features.mean(0), features.T.cov()  # (D,), (D, D)
 
 
 # -- Do images show what their prompt says? ----------------------------------------------------------------------------

@@ -201,9 +201,11 @@ def test_the_classifier_depends_on_the_seed_alone_and_leaves_the_random_stream_a
     assert not torch.equal(weights(1), first)
 
 
-def test_the_classifier_takes_colours_and_as_many_labels_as_there_are():
+def test_the_classifier_takes_colours_any_width_and_as_many_labels_as_there_are():
     images, labels = torch.rand(20, 3, 32, 32) * 2 - 1, torch.arange(20) % 4
-    logits = train_classifier(images, labels, steps=2, batch_size=4)(images)
+    classifier = train_classifier(images, labels, steps=2, batch_size=4, width=8)
+    assert classifier.features(images).shape == (20, 32)
+    logits = classifier(images)
     assert logits.shape == (20, 4) and all(math.isfinite(x) for x in logits.flatten().tolist())
 
 
