@@ -1,4 +1,4 @@
-"""All experiments in turn, and the README of this folder, with their verdicts:
+"""All experiments in turn, and the README of this folder, with their verdicts; a line for each in the main README:
 
     python -m minicnet.experiments.all              # about two hours on two CPU cores; can be stopped and run again
     python -m minicnet.experiments.all --readme     # runs nothing: only writes the README, of the results there are
@@ -16,11 +16,13 @@ from pathlib import Path
 from minicnet import cli
 from minicnet.checkpoints import write_atomically
 from minicnet.experiments import lab
+from minicnet.report import update_readme
 
 NAMES = ("zero_convolution", "sudden_convergence", "cost", "data_size", "forgetting", "many_conditions", "transfer",
-         "guidance", "composition", "attention")
+         "guidance", "photos", "composition", "attention")
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(".github") / "results" / "experiments"
+BEGIN, END = "<!-- claims: made by python -m minicnet.experiments.all -->", "<!-- end of claims -->"
 INTRODUCTION = """# The paper's claims, measured
 
 One file for each claim, with the rule by which it decides: *reproduced*, *mixed* or *not reproduced*. All start from
@@ -50,17 +52,30 @@ def section(result):
             f"{result['device']}, torch {result['torch']}, {result['date']}.")
 
 
+def line(result):
+    """One claim in a line of a table, with a link to its section."""
+    name, verdict = result["name"], result["verdict"]
+    link = f"minicnet/experiments/README.md#{name}-{verdict.replace(' ', '-')}"  # as GitHub names a heading's place
+    return f"| [{name}]({link}) | {verdict}{'' if is_current(result) else ', to be measured again'} |"
+
+
 def publish(out, root):
-    """Copies current results from the folder `out` into the checkout `root`, and writes the README there of all."""
+    """Copies current results from the folder `out` into the checkout `root`, and writes what its READMEs say of all."""
     (root / RESULTS).mkdir(parents=True, exist_ok=True)
-    sections = []
+    sections, lines = [], ["| claim | verdict |", "|---|---|"]
     for name in NAMES:
         made, published = out / name / "result.json", root / RESULTS / f"{name}.json"
         if made.exists() and is_current(json.loads(made.read_text())):
             shutil.copy(made, published)
             shutil.copy(out / name / "figure.png", published.with_suffix(".png"))
-        sections.append(section(json.loads(published.read_text())) if published.exists() else
-                        f"## {name}: not measured yet\n\n`python -m minicnet.experiments.{name}`")
+        if published.exists():
+            result = json.loads(published.read_text())
+            sections.append(section(result))
+            lines.append(line(result))
+        else:
+            sections.append(f"## {name}: not measured yet\n\n`python -m minicnet.experiments.{name}`")
+            lines.append(f"| {name} | not measured yet |")
+    update_readme(root / "README.md", BEGIN, END, "\n".join(lines))
     readme = root / "minicnet" / "experiments" / "README.md"
     write_atomically(readme, ("\n\n".join([INTRODUCTION, *sections]) + "\n").encode())
     print(readme)

@@ -59,8 +59,13 @@ def shares(lab, seed):
     maps = torch.stack([maps for _, _, maps in seen.values()])  # (steps, B, L, 7, 7), from noise to image
     ink = F.adaptive_avg_pool2d(mask(images), maps.shape[-1])[:, 0] > 0.3  # (B, 7, 7)
     row = {}
+
+    def taken(word, places):
+        """The mean over the places (B, 7, 7) at each step. word: (steps, B, 7, 7)."""
+        return (word * places).sum((1, 2, 3)) / places.sum().clamp(min=1)
+
     for kind, place in PLACES.items():
-        over_time = torch.stack([step[ink].mean() / step[~ink].mean() for step in maps[:, :, place]])
+        over_time = taken(maps[:, :, place], ink) / taken(maps[:, :, place], ~ink).clamp(min=1e-6)
         row[kind] = over_time.mean().item()
         row[f"{kind}, over time"] = over_time.tolist()
     return row
