@@ -9,9 +9,9 @@ let models, colours, model, wish; // the wish is the last one that was sent
 let ink, lines, palette, past = []; // bytes: H x W, H x W, 4 x 4 x 3 or null; and copies of them to go back to
 let tool = "ink", wide = 0, brush = "red";
 let film = { with: [], without: [] }, at = 0, sample = 0, live = false, player = 0;
-let request = new AbortController(), timer = 0;
+let request = new AbortController(), timer;
 
-// -- Small things ------------------------------------------------------------------------------------------------------
+// -- Small things -----------------------------------------------------------------------------------------------------
 
 const toBase64 = (bytes) => bytes && btoa(String.fromCharCode(...bytes));
 const fromBase64 = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
@@ -41,7 +41,8 @@ function paint(canvas, planes, C, H, W, colour = (v) => [v, v, v]) { // planes: 
 }
 
 async function ask(path, body, signal) {
-  const answer = await fetch(path, { method: "POST", body: body instanceof Blob ? body : JSON.stringify(body), signal });
+  const data = body instanceof Blob ? body : JSON.stringify(body);
+  const answer = await fetch(path, { method: "POST", body: data, signal });
   if (!answer.ok) throw Error((await answer.json()).error);
   return answer;
 }
@@ -52,12 +53,21 @@ function save(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
-function problem(text) {
-  $("problem").textContent = text;
-  $("prompt").setAttribute("aria-invalid", text !== "");
+function status(text, bad = false) {
+  $("status").textContent = text;
+  $("status").classList.toggle("bad", bad);
 }
 
-// -- The sheet ---------------------------------------------------------------------------------------------------------
+function complain(error) { // of words beside them, of all else below the pictures
+  if (error.name === "AbortError") return;
+  const ofWords = /prompt|the word/.test(error.message);
+  $("problem").textContent = ofWords ? error.message : "";
+  $("prompt").ariaInvalid = ofWords;
+  const gone = error instanceof TypeError; // what fetch throws
+  if (!ofWords) status(gone ? "the server does not answer: is it still running?" : error.message, true);
+}
+
+// -- The sheet --------------------------------------------------------------------------------------------------------
 
 function showSheet() {
   const [, H, W] = model.shape, [paper, pen, edge] = ["--sheet", "--ink", "--edge"].map(themed);
@@ -83,10 +93,11 @@ function dab(x, y) { // ink or eraser: a soft round spot
 let trail = []; // the pixels of an edge that is being drawn
 function edgePixel(x, y) {
   const [, H, W] = model.shape;
-  if (x < 0 || y < 0 || x >= W || y >= H || (trail.length && trail.at(-1).every((v, c) => v === [x, y][c]))) return;
-  const corner = trail.at(-1), before = trail.at(-2);
-  if (!wide && before && Math.max(Math.abs(x - before[0]), Math.abs(y - before[1])) === 1) { // thin lines have no corners
-    lines[corner[1] * W + corner[0]] = past.at(-1)[1][corner[1] * W + corner[0]];
+  const [last, before] = [trail.at(-1), trail.at(-2)];
+  if (x < 0 || y < 0 || x >= W || y >= H || (last && last[0] === x && last[1] === y)) return;
+  if (!wide && before && Math.max(Math.abs(x - before[0]), Math.abs(y - before[1])) === 1) { // no corners
+    const corner = last[1] * W + last[0];
+    lines[corner] = past.at(-1)[1][corner];
     trail.pop();
   }
   trail.push([x, y]);
@@ -128,7 +139,8 @@ $("paper").onpointerdown = (event) => {
   lower(placeOf(event));
 };
 $("paper").onpointermove = (event) => {
-  if (pen && event.buttons) for (const moved of event.getCoalescedEvents?.() ?? [event]) stroke(pen, pen = placeOf(moved));
+  if (!pen || !event.buttons) return;
+  for (const moved of event.getCoalescedEvents?.() ?? [event]) stroke(pen, pen = placeOf(moved));
 };
 $("paper").onpointerup = $("paper").onpointercancel = lift;
 
@@ -143,15 +155,17 @@ $("paper").onkeydown = (event) => {
     if (pen) stroke(pen, pen = hand);
   } else return;
   event.preventDefault();
-  Object.assign($("cursor").style, { left: `${100 * Math.floor(hand[0]) / W}%`, top: `${100 * Math.floor(hand[1]) / H}%`,
-    width: `${100 / W}%`, height: `${100 / H}%` });
+  const [left, top] = [Math.floor(hand[0]) / W, Math.floor(hand[1]) / H].map((share) => `${100 * share}%`);
+  Object.assign($("cursor").style, { left, top, width: `${100 / W}%`, height: `${100 / H}%` });
   $("cursor").hidden = false;
   $("cursor").className = pen ? "down" : "";
 };
 $("paper").onblur = () => { lift(); $("cursor").hidden = true; };
 
-for (const button of $("tools").children) button.onclick = () => { tool = button.dataset.tool; press($("tools").children, button); };
-for (const button of $("widths").children) button.onclick = () => { wide = +button.dataset.width; press($("widths").children, button); };
+for (const [group, choose] of [["tools", (button) => { tool = button.dataset.tool; }],
+  ["widths", (button) => { wide = +button.dataset.width; }]])
+  for (const button of $(group).children)
+    button.onclick = () => { choose(button); press($(group).children, button); };
 
 function undo() {
   if (!past.length) return;
@@ -161,7 +175,9 @@ function undo() {
 $("undo").onclick = undo;
 $("clear").onclick = () => { remember(); ink.fill(0); lines.fill(0); redraw(); };
 document.onkeydown = (event) => {
-  if ((event.ctrlKey || event.metaKey) && event.key === "z" && event.target.tagName !== "INPUT") { undo(); event.preventDefault(); }
+  if (!(event.ctrlKey || event.metaKey) || event.key !== "z" || event.target.tagName === "INPUT") return;
+  event.preventDefault();
+  undo();
 };
 
 async function begin(path, body) { // with what the server finds: an example, or a picture
@@ -174,11 +190,11 @@ async function begin(path, body) { // with what the server finds: an example, or
     if (found.prompt) $("prompt").value = found.prompt;
     else palette = model.controls.includes("colour") ? fromBase64(found.palette) : null;
     redraw();
-  } catch (error) { problem(error.message); }
+  } catch (error) { complain(error); }
 }
 const example = (n) => begin("example", { visitor, model: model.name, n });
 function picture(file) {
-  if (file.size > 2 ** 23) return problem("a picture may have at most 8 MB");
+  if (file.size > 2 ** 23) return complain(Error("a picture may have at most 8 MB"));
   return begin(`picture?${new URLSearchParams({ visitor, model: model.name })}`, new Blob([file]));
 }
 $("example").onclick = () => example(Math.floor(1000 * Math.random()));
@@ -189,7 +205,7 @@ document.onpaste = (event) => {
   if (file) picture(file);
 };
 
-// -- The palette -------------------------------------------------------------------------------------------------------
+// -- The palette ------------------------------------------------------------------------------------------------------
 
 function showPalette() {
   $("cells").childNodes.forEach((cell, k) => {
@@ -208,7 +224,7 @@ function paintCell(k) {
 for (let k = 0; k < 16; k++) {
   const cell = element("button", { ariaLabel: `row ${1 + (k >> 2)}, column ${1 + (k & 3)}` });
   cell.onpointerdown = (event) => {
-    if (cell.hasPointerCapture(event.pointerId)) cell.releasePointerCapture(event.pointerId); // a finger moves on to other cells
+    if (cell.hasPointerCapture(event.pointerId)) cell.releasePointerCapture(event.pointerId); // fingers move on
     cancel();
     remember();
     paintCell(k);
@@ -219,7 +235,7 @@ for (let k = 0; k < 16; k++) {
 }
 $("unpaint").onclick = () => { remember(); palette = null; redraw(); };
 
-// -- Words -------------------------------------------------------------------------------------------------------------
+// -- Words ------------------------------------------------------------------------------------------------------------
 
 function said() { // the phrase at each place of the prompt, or undefined; phrases of several words are taken out first
   let rest = ` ${$("prompt").value.toLowerCase()} `;
@@ -253,28 +269,33 @@ function dot(name, label) {
 }
 
 function makeChips() {
-  $("chips").replaceChildren(...Object.entries(model.words).map(([place, phrases]) => element("div",
-    { role: "group", ariaLabel: place }, element("span", { className: "quiet", textContent: place }), ...phrases.map((phrase) => {
-      const colour = phrase.match(/(?:on )?(\w+)/)[1];
+  $("chips").replaceChildren(...Object.entries(model.words).map(([place, phrases]) => {
+    const chips = phrases.map((phrase) => {
+      const colour = phrase.replace(/^on (\w+) paper$/, "$1");
       const chip = colours[colour] ? dot(colour, phrase) : element("button", { textContent: phrase });
       return Object.assign(chip, { name: place, value: phrase, onclick: () => say(place, phrase) });
-    }))));
+    });
+    const name = element("span", { className: "quiet", textContent: place });
+    return element("div", { role: "group", ariaLabel: place }, name, ...chips);
+  }));
 }
 $("prompt").oninput = () => { showChips(); redraw(400); };
 
-// -- Wishes ------------------------------------------------------------------------------------------------------------
+// -- Wishes -----------------------------------------------------------------------------------------------------------
 
 function makeWish() {
-  const controls = {};
+  const value = (id) => +$(id).value, controls = {};
   for (const row of $("controls").children)
-    controls[row.dataset.name] = Object.fromEntries([...row.querySelectorAll("input")].map((input) => [input.name, +input.value]));
-  return { visitor, model: model.name, prompt: $("prompt").value, guidance: +$("guidance").value, steps: +$("steps").value,
-    samples: +$("count").value, seed: Math.floor(+$("seed").value), zeroed: $("zeroed").checked,
-    ink: toBase64(ink), lines: toBase64(lines), palette: toBase64(palette), controls };
+    controls[row.dataset.name] = Object.fromEntries([...row.querySelectorAll("input")].map((i) => [i.name, +i.value]));
+  return {
+    visitor, model: model.name, prompt: $("prompt").value, guidance: value("guidance"), steps: value("steps"),
+    samples: value("count"), seed: Math.floor(value("seed")), zeroed: $("zeroed").checked, controls,
+    ink: toBase64(ink), lines: toBase64(lines), palette: toBase64(palette),
+  };
 }
 
 function cancel() {
-  clearTimeout(timer);
+  timer = clearTimeout(timer);
   request.abort();
   live = false;
 }
@@ -287,14 +308,17 @@ function redraw(delay = 120) {
 }
 
 async function drawWish() {
+  timer = undefined;
   const own = request = new AbortController();
   if (!$("keep").checked) roll();
   wish = makeWish();
   pause();
+  status("drawing …");
   const began = performance.now();
   try {
     const reader = (await ask("draw", wish, own.signal)).body.pipeThrough(new TextDecoderStream()).getReader();
-    problem("");
+    $("problem").textContent = "";
+    $("prompt").ariaInvalid = false;
     for (let text = ""; ;) {
       const { value, done } = await reader.read();
       if (done) break;
@@ -302,9 +326,7 @@ async function drawWish() {
       text = parts.pop();
       if (own === request && !own.signal.aborted) for (const line of parts) receive(JSON.parse(line), began);
     }
-  } catch (error) {
-    if (!own.signal.aborted) problem(error instanceof TypeError ? "the server cannot be reached: is it still running?" : error.message);
-  }
+  } catch (error) { complain(error); }
 }
 
 function receive(line, began) {
@@ -316,7 +338,6 @@ function receive(line, began) {
     showSeen(line.seen);
     makeSamples(line.samples);
     document.body.classList.add("stale");
-    $("status").textContent = "drawing …";
     $("verdict").textContent = "";
   } else if (line.side) {
     const bytes = { t: line.t, x_t: fromBase64(line.x_t), x_0: fromBase64(line.x_0), inside: line.inside };
@@ -332,12 +353,12 @@ function receive(line, began) {
     document.body.classList.toggle("identical", line.identical);
   } else if (line.done) {
     live = false;
-    $("status").textContent = `${wish.steps} steps, ${wish.samples} ${wish.samples > 1 ? "samples" : "sample"}, ` +
-      `with and without, in ${((performance.now() - began) / 1000).toFixed(1)} s`;
-  } else if (line.error) problem(line.error);
+    const seconds = ((performance.now() - began) / 1000).toFixed(1);
+    status(`${wish.steps} steps, with and without your drawing, in ${seconds} s`);
+  } else if (line.error) complain(Error(line.error));
 }
 
-// -- Watching ----------------------------------------------------------------------------------------------------------
+// -- Watching ---------------------------------------------------------------------------------------------------------
 
 function show(side, step) {
   const frame = film[side][step], [C, H, W] = model.shape, size = C * H * W;
@@ -428,30 +449,34 @@ for (const button of document.querySelectorAll(".save"))
     large.toBlob((blob) => save(blob, `${button.dataset.of}-${at + 1}.png`));
   };
 $("gif").onclick = async () => {
-  try { save(await (await ask("gif", wish)).blob(), "drawing.gif"); } catch (error) { problem(error.message); }
+  try { save(await (await ask("gif", wish)).blob(), "drawing.gif"); } catch (error) { complain(error); }
 };
 
-// -- Settings ----------------------------------------------------------------------------------------------------------
+// -- Settings ---------------------------------------------------------------------------------------------------------
 
-function slider(label, name, max, value, step) {
-  return element("label", {}, label, " ", element("output"), element("input", { type: "range", name, min: 0, max, step, value }));
+function slider(label, name, max, value) {
+  const input = element("input", { type: "range", name, min: 0, max, step: 0.05, value });
+  return element("label", {}, label, " ", element("output"), input);
 }
 
 function makeControls() {
   $("controls").replaceChildren(...model.controls.map((name) => {
-    const row = element("div", { dataset: { name }, className: "row" }, slider(`Strength of ${NAMES[name] ?? name}`, "scale", 2, 1, 0.05),
-      slider("acts from", "from", 1, 0, 0.05), slider("until", "until", 1, 1, 0.05));
+    const row = element("div", { dataset: { name }, className: "row" },
+      slider(`Strength of ${NAMES[name] ?? name}`, "scale", 2, 1), slider("acts from", "from", 1, 0),
+      slider("until", "until", 1, 1));
     const [, from, until] = row.querySelectorAll("input");
-    from.onchange = () => { if (+from.value >= +until.value) from.value = until.value - 0.05; };
-    until.onchange = () => { if (+from.value >= +until.value) until.value = +from.value + 0.05; };
+    from.oninput = () => { from.value = Math.min(from.value, until.value - 0.05); };
+    until.oninput = () => { until.value = Math.max(until.value, +from.value + 0.05); };
     return row;
   }));
   showSettings();
 }
 
 function showSettings() {
-  for (const input of document.querySelectorAll("#settings input[type=range], #controls input"))
-    input.parentNode.querySelector("output").textContent = /from|until/.test(input.name) ? `${Math.round(100 * input.value)}%` : input.value;
+  for (const input of document.querySelectorAll("#settings input[type=range], #controls input")) {
+    const share = input.name === "from" || input.name === "until";
+    input.parentNode.querySelector("output").textContent = share ? `${Math.round(100 * input.value)}%` : input.value;
+  }
 }
 
 function roll() {
@@ -464,7 +489,7 @@ for (const id of ["settings", "controls"]) $(id).oninput = (event) => {
 $("dice").onclick = () => { roll(); redraw(); };
 $("zeroed").onchange = () => redraw();
 
-// -- Models ------------------------------------------------------------------------------------------------------------
+// -- Models -----------------------------------------------------------------------------------------------------------
 
 async function choose(chosen, button) {
   cancel();
