@@ -43,7 +43,7 @@ class Page:
         end = time.monotonic() + seconds
         while not self.run(f"Boolean({condition})"):
             assert time.monotonic() < end, f"{condition} did not come true within {seconds} s"
-            time.sleep(0.02)
+            time.sleep(0.1)
 
     def open(self, url, width=1280, height=900, dark=False, phone=False):
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)

@@ -408,7 +408,7 @@ def test_a_drawing_that_is_cancelled_says_so(playground):
     long = wish_for(steps=100, samples=8, visitor="carla", seed=21)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(stream, playground, long)
-        while "carla" not in playground.waiting.values():
+        while "carla" not in playground.waiting.values() and not first.done():
             time.sleep(0.001)
         newer = stream(playground, {**long, "steps": 2})
         lines = first.result(60)
@@ -418,7 +418,7 @@ def test_a_drawing_that_is_cancelled_says_so(playground):
 def test_of_a_gif_that_is_cancelled_the_visitor_is_told(playground):
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(post, playground, "/gif", wish_for(steps=100, samples=8, visitor="dora", seed=22))
-        while "dora" not in playground.waiting.values():
+        while "dora" not in playground.waiting.values() and not first.done():
             time.sleep(0.001)
         stream(playground, wish_for(steps=1, visitor="dora"))
         assert first.result(60) == (409, {"error": "a newer wish took the place of this one"})
@@ -440,7 +440,8 @@ def test_a_client_that_vanishes_takes_its_drawing_with_it(playground, models, li
         client.sendall(b"POST /draw HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         file = client.makefile("rb")
         while lines:
-            lines -= file.readline().startswith(b'{"side"')
+            assert (line := file.readline()) and b"error" not in line, line
+            lines -= line.startswith(b'{"side"')
         file.close()
     wait_until_idle(playground)
     handle.remove()

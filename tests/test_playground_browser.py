@@ -19,6 +19,8 @@ from PIL import Image
 from minicnet.checkpoints import write_atomically
 from minicnet.evaluation import edge_f1
 from minicnet.playground import server
+from minicnet.sampling import generate, seeded_noise
+from minicnet.words import tokenize
 
 GIF = Path(__file__).parents[1] / ".github" / "results" / "playground" / "playground.gif"
 SEVEN = [(0.27, 0.24), (0.5, 0.22), (0.72, 0.23), (0.62, 0.45), (0.5, 0.62), (0.44, 0.83)]  # shares of the sheet
@@ -32,7 +34,11 @@ RED = ".filter((_, i) => i % 4 === 0)"  # of a canvas's red, green, blue and opa
 @contextlib.contextmanager
 def visit():
     """A Page of a browser, and the address of a server of the shipped models."""
-    with server.Playground(server.shipped(torch.device("cpu"))) as playground, tempfile.TemporaryDirectory() as folder:
+    models = server.shipped(torch.device("cpu"))
+    first = models[0]
+    generate(first.unet, first.schedule, tokenize([""]), seeded_noise((1, *first.image_shape), 0),
+             [(first.nets["canny"], torch.zeros(1, 1, 28, 28), 1)], steps=1)  # an error is seen here, not on the page
+    with server.Playground(models) as playground, tempfile.TemporaryDirectory() as folder:
         threading.Thread(target=playground.serve_forever, daemon=True).start()
         with browser(Path(folder)) as page:
             yield page, playground.url
@@ -195,8 +201,8 @@ def animation(page, url):
     frames = []
 
     def look(milliseconds):
-        shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB").crop((50, 90, 1230, 666))
-        frames.append((shot.resize((826, 403), Image.Resampling.LANCZOS), milliseconds))
+        shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB").crop((50, 90, 1230, 815))
+        frames.append((shot.resize((826, 508), Image.Resampling.LANCZOS), milliseconds))
 
     def draw(words, points):
         page.run(f"$('clear').click(); cancel(); $('prompt').value = {words!r}; showChips()")

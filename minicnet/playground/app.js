@@ -43,8 +43,8 @@ function paint(canvas, planes, C, H, W, colour = (v) => [v, v, v]) { // planes: 
 async function ask(path, body, signal) {
   const data = body instanceof Blob ? body : JSON.stringify(body);
   const answer = await fetch(path, { method: "POST", body: data, signal });
-  if (!answer.ok) throw Error((await answer.json()).error);
-  return answer;
+  if (answer.ok) return answer;
+  throw Object.assign(Error((await answer.json()).error), answer.status === 409 && { name: "AbortError" });
 }
 
 function save(blob, name) {
@@ -124,6 +124,7 @@ let pen = null; // where it is on the sheet, or null if it is lifted
 function lower(place) {
   cancel();
   remember();
+  document.body.classList.add("stale");
   trail = [];
   stroke(place, pen = place);
 }
@@ -182,13 +183,16 @@ document.onkeydown = (event) => {
 
 async function begin(path, body) { // with what the server finds: an example, or a picture
   cancel();
+  const own = model;
   try {
     const found = await (await ask(path, body)).json();
+    if (own !== model) return;
     remember();
     ink.fill(0);
     lines = fromBase64(found.lines);
     if (found.prompt) $("prompt").value = found.prompt;
     else palette = model.controls.includes("colour") ? fromBase64(found.palette) : null;
+    showChips();
     redraw();
   } catch (error) { complain(error); }
 }
@@ -505,7 +509,6 @@ async function choose(chosen, button) {
   document.body.classList.add("stale");
   await example(START);
   past = [];
-  showChips();
 }
 
 async function start() {
