@@ -40,7 +40,7 @@ FULL = dict(base_steps=1300, control_steps=350, batch_size=32, classifier_steps=
             measured=400)
 QUICK = dict(base_steps=30, control_steps=20, batch_size=32, classifier_steps=100, classifier_width=16,
              measured=64)
-CIFAR10 = dict(base_steps=10_000, control_steps=3000, batch_size=32, classifier_steps=3000, classifier_width=48,
+CIFAR10 = dict(base_steps=10_000, control_steps=3000, batch_size=32, classifier_steps=2000, classifier_width=48,
                measured=2000)
 MODELS = {"cifar10": dict(channels=40, multipliers=(1, 2, 2))}  # for the others UNet's own settings do
 FILES = ("base.pt", "control.pt", "metrics.json", "samples.png", "learning.png")
