@@ -81,12 +81,13 @@ def depth(images):
     """A relief of the foreground: the further inside `mask`, the higher.
 
     images (B, C, H, W) in [-1, 1] -> (B, 1, H, W) in [0, 1]: the Euclidean distance of each foreground pixel to the
-    nearest background pixel over RELIEF, at most 1; 0 in the background. Where all is foreground it is 1.
-    The distance is exact, and found one axis after the other: the squared distance of pixel (y, x) is
-    min over y' of (y - y')^2 + [min over x' of (x - x')^2 + (0 in the background, infinity in the foreground)]
-    (Felzenszwalb and Huttenlocher, "Distance Transforms of Sampled Functions", 2012; their lower envelope of parabolas
-    is faster on large images). Takes some 8 (H + W) bytes of memory per pixel.
+    nearest background pixel over RELIEF, at most 1; 0 in the background. Where all is foreground it is 1. Beyond the
+    border is no background.
     """
+    # The distance is exact, and found one axis after the other: the squared distance of pixel (y, x) is
+    # min over y' of (y - y')^2 + [min over x' of (x - x')^2 + (0 in the background, infinity in the foreground)]
+    # (Felzenszwalb and Huttenlocher, "Distance Transforms of Sampled Functions", 2012; their lower envelope of
+    # parabolas is faster on large images). Takes some 8 (H + W) bytes of memory per pixel.
     squared = torch.where(mask(images).bool(), math.inf, 0.0)  # (B, 1, H, W)
     for _ in range(2):  # along x, then along y, which is last after the transposition
         place = torch.arange(squared.shape[-1], device=squared.device)

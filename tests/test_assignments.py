@@ -149,6 +149,42 @@ RIGHT = {  # written differently from the library, and right
                 skips[i] = skips[i] + residual
             middle = middle + control.middle""",
     },
+    "a4": {
+        "depth": """
+            background = ~mask(images).flatten(2).bool()
+            H, W = images.shape[2:]
+            y, x = torch.arange(H * W) // W, torch.arange(H * W) % W
+            apart = torch.hypot(y[:, None] - y[None].float(), x[:, None] - x[None].float())
+            nearest = torch.where(background[..., None, :], apart, math.inf).min(dim=-1).values
+            return torch.clamp(nearest.view(-1, 1, H, W) / RELIEF, 0, 1)""",
+        "depth_error": """
+            found = depth(images)
+            given = _checked(depths, found, "depths")
+            errors = []
+            for one, other in zip(found, given):
+                counted = (one + other) > 0
+                errors.append((one - other)[counted].abs().sum().item() / max(1, int(counted.sum())))
+            return sum(errors) / len(errors)""",
+        "condition": """
+            H = images.shape[2]
+            shown = (torch.arange(H)[:, None] < H // 2).expand(images.shape).float()  # the upper half
+            return torch.cat([shown * (images.float() + 1) / 2, shown], dim=1)""",
+        "measure": """
+            found = condition(images)
+            inked = torch.maximum(found[:, 0], maps[:, 0]).sum((1, 2)).clamp(min=1e-6)
+            return 1 - ((found - maps).abs().sum((1, 2, 3)) / inked).mean().item()""",
+        "new_control": "return ControlNet(unet, len(condition(torch.rand(1, 1, 28, 28) * 2 - 1)[0]))",
+        "training_model": """
+            def for_batch(net, x_0, prompt):
+                maps = condition(x_0)
+                return lambda x_t, t: unet(x_t, t, prompt, control=net(x_t, t, prompt, maps))
+
+            return for_batch""",
+        "with_edges": """
+            parts = [(own, condition), (edges, canny)]
+            return generate(unet, schedule, prompt, x_T, [(net, map_of(images), strength)
+                                                          for (net, images, strength), map_of in parts])""",
+    },
 }
 
 WRONG = [  # assignment, class of tests, a part of the library's solution, what it becomes, a word of the hint
@@ -238,6 +274,36 @@ WRONG = [  # assignment, class of tests, a part of the library's solution, what 
     ("a3", "TestSum", "other == 0", "False", "int"),
     ("a3", "TestSum", "Control([scale * skip for skip", "Control([(scale or 1) * skip for skip", "strength 0"),
     ("a3", "TestSum", "self.skips], scale * self.middle", "self.skips], self.middle", "every skip and to the middle"),
+
+    ("a4", "TestDepth", "squared.sqrt() / RELIEF", "squared / RELIEF", "two and three"),
+    ("a4", "TestDepth", "(place[:, None] - place).square()", "(place[:, None] - place).abs()", "two and three"),
+    ("a4", "TestDepth", "where(mask(images).bool(), math.inf", "where(images > 0, math.inf", "`mask` finds it"),
+    ("a4", "TestDepthError", "((found > 0) | (given > 0))", "(found >= 0)", "only pixels"),
+    ("a4", "TestDepthError", "flatten(1).sum(1) / either.clamp(min=1)", "sum() / either.sum().clamp(min=1)",
+     "counts alike"),
+    ("a4", "TestDepthError", "    given = _checked(depths, found, \"depths\")", "    given = depths", "ValueError"),
+    ("a4", "TestCondition", "return maps * grid", "return maps", "this is mask"),
+    ("a4", "TestCondition", "return maps * grid", "return 2 * maps * grid - 1", "maps lie in [0, 1]"),
+    ("a4", "TestCondition", "return maps * grid", "return maps * grid * maps.mean()", "run over all images"),
+    ("a4", "TestCondition", "return maps * grid", "return maps * torch.rand_like(maps)", "random"),
+    ("a4", "TestCondition", "return maps * grid", "return maps.amax((2, 3), keepdim=True) * grid", "different maps"),
+    ("a4", "TestCondition", "return maps * grid", "return maps.mean((2, 3))", "(B, K, H, W)"),
+    ("a4", "TestMeasure", "(2 * both / all_dots.clamp(min=1))", "(both / all_dots.clamp(min=1))", "instead of 1"),
+    ("a4", "TestMeasure", "(found * maps).sum((1, 2, 3)), (found + maps)",
+     "(found == maps).sum((1, 2, 3)) / 2, torch.ones_like(found)", "hide the rest"),
+    ("a4", "TestMeasure", "(found * maps).sum((1, 2, 3)), (found + maps).sum((1, 2, 3))",
+     "(found * maps).sum()[None], (found + maps).sum()[None]", "first compare each image"),
+    ("a4", "TestMeasure", "all_dots.clamp(min=1)).where(all_dots > 0, 1.0)", "all_dots)", "divided by zero"),
+    ("a4", "TestTraining", "condition_channels=K", "condition_channels=2", "any number of channels"),
+    ("a4", "TestTraining", "(net, condition(x_0), 1)", "(net, condition(x_0), 0.5)", "at strength 1"),
+    ("a4", "TestTraining", "        under_net = controlled(unet, [(net, condition(x_0), 1)])\n"
+     "        return lambda x_t, t: under_net(x_t, t, prompt)", "        return lambda x_t, t: controlled(unet, "
+     "[(net, condition(x_t.clamp(-1, 1)), 1)])(x_t, t, prompt)", "the noisy one"),
+    ("a4", "TestWithEdges", "canny(edge_images)", "canny(own_images)", "given for *them*"),
+    ("a4", "TestWithEdges", ", own_strength), (edge_net,", ", own_strength or 1), (edge_net,",
+     "a number like any other"),
+    ("a4", "TestWithEdges", "controls = [(own_net, condition(own_images), own_strength), (", "controls = [(",
+     "left alone"),
 ]
 
 # Python starts and imports torch once, and the tests of an assignment are collected once. Then the process forks for
@@ -321,6 +387,7 @@ def run_tests(trees, folder, solutions):
         shutil.copytree(trees / assignment / "minicnet", folder / str(number) / "minicnet",
                         ignore=shutil.ignore_patterns("weights", "playground"))
         for file, text in files.items():
+            (folder / str(number) / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / str(number) / file).write_text(text)
         jobs[assignment][2].append((str(folder / str(number)), tests))
     subprocess.run([sys.executable, "-c", FORKS], input=json.dumps([*jobs.values()]), text=True, env=QUIET, check=True,
@@ -344,10 +411,10 @@ def results(trees, tmp_path_factory):
 
 @pytest.mark.slow
 def test_students_begin_with_nothing_and_a_right_solution_earns_everything(results):
-    for name, most in zip(ASSIGNMENTS, (30, 30, 40), strict=True):
+    for name, most in zip(ASSIGNMENTS, (30, 30, 40, 30), strict=True):
         blank, right = results[name, "blank"], results[name, "right"]
         assert points(blank) == (0, most)
-        assert all(test["output"].startswith("not written yet (minicnet/") for test in blank)
+        assert all(test["output"].startswith("not written yet (") for test in blank)
         assert points(right) == (most, most), [test for test in right if test["output"]]
 
 
@@ -360,7 +427,7 @@ def test_a_wrong_solution_loses_points_and_gets_a_hint(results, wrong):
 
 def test_every_task_has_two_wrong_solutions():
     tasks = [wrong[:2] for wrong in WRONG]
-    assert len(set(tasks)) == 7 + 6 + 8
+    assert len(set(tasks)) == 7 + 6 + 8 + 6
     assert all(tasks.count(task) >= 2 for task in tasks)
 
 
@@ -387,9 +454,11 @@ def test_a_student_repository_holds_no_answer(trees, assignment):
 def test_a_student_s_handout_has_its_written_questions_and_no_rubric(trees):
     for name in ASSIGNMENTS:
         handout = f"notebooks/assignments/{name}.ipynb"
-        assert "*Rubric.*" in (ROOT / handout).read_text()
+        cells = json.loads((ROOT / handout).read_text())["cells"]
+        assert any("*Rubric.*" in "".join(cell["source"]) for cell in cells)
         text = (trees / name / handout).read_text()
-        assert "Rubric" not in text and "Written questions" in text
+        assert "*Rubric" not in text and "lecturer" not in text and "## Investigation" in text
+        assert "## Written questions" in text or name == "a4"
 
 
 @pytest.mark.parametrize("assignment, lessons", [("a2", ["03"]), ("a3", ["04", "05"])])

@@ -2,7 +2,7 @@
 
     python notebooks/assignments/grade.py a2 submissions/ grades.csv
 
-From a student's folder only the files named in the assignment are taken, directly in it or under minicnet/. They are
+From a student's folder only the files named in the assignment are taken, directly in it or at their place. They are
 put into a fresh student repository, whose tests run in a process of their own with a time limit. That keeps accidents
 apart, not malice: the code that students handed in runs with your rights. README.md shows how to use a container.
 """

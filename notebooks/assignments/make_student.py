@@ -2,15 +2,15 @@
 
     python notebooks/assignments/make_student.py a2 ../a2-student
 
-The library is the reference solution. Signatures and docstrings stay and state the problem. Bodies go. What else would
-give them away is left out: the tests of the same file, the experiments, lessons that hold one of the lines or answer a
-written question, outputs that print a line, rubrics, history, and what belongs to the lecturer.
+The library is the reference solution, and for what it lacks own_condition.py beside this file. Signatures and
+docstrings stay and state the problem. Bodies go. What else would give them away is left out: the tests of the same
+file, the experiments, lessons that hold one of the lines or answer a question, outputs that print a line, history, and
+what belongs to the lecturer, such as the cells tagged so in handouts: rubrics and investigations.
 """
 
 import argparse
 import ast
 import json
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -68,9 +68,15 @@ ASSIGNMENTS = {  # name: {file to hand in: its blanks}
         ],
         "minicnet/unet.py": [Blank("UNet.forward", "skips = [", "middle =")],
     },
+    "a4": {
+        "minicnet/conditions.py": [Blank("depth")],
+        "minicnet/evaluation.py": [Blank("depth_error")],
+        "notebooks/assignments/own_condition.py": [
+            Blank("condition"), Blank("measure"), Blank("new_control"), Blank("training_model"), Blank("with_edges")],
+    },
 }
-ANSWERED_IN = {"a1": [], "a2": ["03_unet"], "a3": ["04_zero_convolution", "05_controlnet"]}  # the written questions
-RUBRIC = re.compile(r"\n*^\*Rubric\.\*.*", re.MULTILINE | re.DOTALL)  # to the end of its cell
+ANSWERED_IN = {  # lessons that answer a question of the handout, and tests that compute what students write
+    "a1": [], "a2": ["03_unet"], "a3": ["04_zero_convolution", "05_controlnet"], "a4": ["test_measures"]}
 
 
 def make_student(name, target):
@@ -82,10 +88,10 @@ def make_student(name, target):
         elif (ROOT / kept).exists():
             (target / kept).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / kept, target / kept)
-    for own in ("notebooks/assignments/{}.ipynb", "tests/assignments/test_{}.py", "tests/assignments/conftest.py",
-                "tests/assignments/checking.py"):
+    for own in (f"notebooks/assignments/{name}.ipynb", f"tests/assignments/test_{name}.py",
+                "tests/assignments/conftest.py", "tests/assignments/checking.py", *ASSIGNMENTS[name]):
         (target / own).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / own.format(name), target / own.format(name))
+        shutil.copy(ROOT / own, target / own)
     shutil.copy(ROOT / "notebooks/assignments/student_conftest.py", target / "conftest.py")
 
     answers, too_much = [], []
@@ -94,21 +100,23 @@ def make_student(name, target):
         (target / file).write_text(text)
         answers += [squeezed(line) for line in removed if len(squeezed(line)) > 20]
         too_much.append(target / "tests" / f"test_{Path(file).name}")
+    too_much += [target / "tests" / f"{answered}.py" for answered in ANSWERED_IN[name]]
     for notebook in sorted((target / "notebooks").rglob("*.ipynb")):
         content, handout = json.loads(notebook.read_text()), notebook.stem == name
         for cell in content["cells"]:
             printed = squeezed("".join("".join(output.get("text", "")) for output in cell.get("outputs", [])))
             if cell["cell_type"] == "code" and (handout or any(answer in printed for answer in answers)):
                 cell.update(outputs=[], **{"execution_count": None} if handout else {})
-            if handout:
-                cell["source"] = RUBRIC.sub("", "".join(cell["source"])).splitlines(keepends=True)
+        if handout:
+            content["cells"] = [c for c in content["cells"] if "lecturer" not in c["metadata"].get("tags", [])]
         notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
         sources = [squeezed("".join(cell["source"])) for cell in content["cells"]]
         answered = notebook.stem in ANSWERED_IN[name]
         if answered or not handout and any(answer in source for source in sources for answer in answers):
             too_much.append(notebook)
+    too_much = [path for path in too_much if path.exists()]
     for path in too_much:
-        path.unlink(missing_ok=True)
+        path.unlink()
     return [str(path.relative_to(target)) for path in too_much]
 
 
