@@ -530,7 +530,7 @@ def test_a_run_folder_is_one_more_model(monkeypatch, models, tmp_path, randomise
     (tmp_path / "mine" / "mask.pt").rename(tmp_path / "mine" / "control.pt")
     with pytest.raises(SystemExit, match="enough"):
         start(monkeypatch, models, "--run", tmp_path / "mine")
-    assert [model.name for model in made] == ["gray", "rgb", "mine"] and made[2].line == "mask"
+    assert [model.name for model in made] == ["gray", "rgb", str(tmp_path / "mine")] and made[2].line == "mask"
 
 
 def test_a_folder_that_is_no_run_is_one_sentence(monkeypatch, models, tmp_path, randomised):

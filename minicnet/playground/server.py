@@ -35,7 +35,7 @@ from minicnet import cli
 from minicnet.checkpoints import WEIGHTS
 from minicnet.devices import pick_device
 from minicnet.digits import DARK, LIGHT
-from minicnet.playground.drawing import LIMITS, Model, animation, chosen, draw, number, read_wish
+from minicnet.playground.drawing import Model, animation, chosen, draw, number, read_wish
 
 PAGE = {f"/{name}".removesuffix("index.html"): (kind, (Path(__file__).parent / name).read_bytes()) for name, kind in (
     ("index.html", "text/html"), ("style.css", "text/css"), ("app.js", "text/javascript"))}  # nothing else is served
@@ -145,7 +145,7 @@ class Handler(BaseHTTPRequestHandler):
     def get(self, url):
         if url.path == "/models":
             return self.answer(200, {"models": [model.about() for model in self.server.models.values()],
-                                     "limits": LIMITS, "colours": {**LIGHT, **DARK}})
+                                     "colours": {**LIGHT, **DARK}})
         if url.path not in PAGE:
             raise Refusal(404, "there is no such page")
         self.answer(200, PAGE[url.path][1], PAGE[url.path][0] + "; charset=utf-8")
@@ -254,7 +254,10 @@ def parse_arguments(argv=None):
 
 def main(args):
     device = pick_device(args.device)
-    models = shipped(device) + [Model(folder, device) for folder in args.run]
+    models = shipped(device)
+    for folder in args.run:
+        models.append(Model(folder, device))
+        models[-1].name = str(folder)  # there may be other runs of that name
     try:
         server = Playground(models, args.port)
     except (OSError, OverflowError) as error:
