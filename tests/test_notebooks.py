@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, and is kept as it ran.
+"""Every notebook runs from top to bottom, and is kept as it ran; solutions folded into it are right.
 
 Running them takes minutes, so all but one are for `pytest -m ""`.
 """
@@ -8,11 +8,13 @@ import inspect
 import pkgutil
 import re
 import shutil
+import textwrap
 from operator import attrgetter
 from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.util import run_sync
@@ -23,11 +25,12 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FAST = "04_zero_convolution"  # with networks, a control and a few steps of training: the one that runs every time
 REDUCED = {  # knobs of the parameters cell, turned down for a quick run
-    "01_noise": dict(TRIES=500),
-    "02_sampling": dict(PARTICLES=200, STEPS=[2, 10, 100]),
+    "01_noise": dict(TRIES=500, WORLD=200),
+    "02_sampling": dict(PARTICLES=600, FILM=50, STEPS=[2, 10, 50, 250]),
     "03_unet": dict(TRAIN_IMAGES=2000, HELD_OUT=20, STEPS=40, BATCH=8, TIMES=[100, 500, 900], CLASSIFIER_STEPS=60,
                     GUIDANCE=[0, 1, 2], DRAWN=20),
-    "04_zero_convolution": dict(BATCH=4, STEPS=3),
+    "04_zero_convolution": dict(BATCH=4, LOOKS=3, STDS=[0, 1], TRAIN_STEPS=2, TRAIN_IMAGES=20, DRAWN=2, HELD_OUT=4,
+                                SAMPLING_STEPS=2),
     "05_controlnet": dict(TRAIN_IMAGES=1000, HELD_OUT=10, STEPS=10, LOOK_EVERY=10, BATCH=4, SAMPLING_STEPS=5,
                           STRENGTHS=[0, 1], CONFLICTS=10, GUIDANCE=[0, 2], CLASSIFIER_STEPS=50),
     "06_many_conditions": dict(COUNT=3, MEASURED=12, STEPS=8, SCALES=[0.0, 1.0]),
@@ -52,6 +55,8 @@ def kernel(tmp_path_factory):
     (folder / "notebooks").mkdir()
     shutil.copytree(ROOT / "minicnet", folder / "minicnet")
     shutil.copytree(ROOT / ".github" / "results", folder / ".github" / "results")
+    for helpers in (ROOT / "notebooks").glob("*.py"):
+        shutil.copy(helpers, folder / "notebooks")
     manager = AsyncKernelManager(kernel_name="python3")
 
     def run(notebook):
@@ -70,7 +75,42 @@ def test_a_notebook_runs_from_top_to_bottom(path, kernel):
     for name, value in REDUCED[path.stem].items():
         parameters.source, found = re.subn(rf"(?m)^{name} = .*$", f"{name} = {value!r}", parameters.source)
         assert found == 1, f"{path.stem} has no parameter {name}"
+    solved = fill_in(notebook)
     kernel(notebook)
+    printed = "".join(output.get("text", "") for cell in code_cells(notebook) for output in cell.outputs)
+    assert [name for name in solved if f"{name}: right" not in printed] == []
+    assert "not written yet" not in printed, "a function to write has no solution"
+
+
+def fill_in(notebook):
+    """Writes the folded solutions in place of the functions that are left to the student. Returns their names."""
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    solutions = re.findall(r"<summary>Solution</summary>\n\n```python\n(def (\w+).*?\n)```", text, re.DOTALL)
+    for code, name in solutions:
+        cell, = (cell for cell in code_cells(notebook) if f"{name} = written({name}," in cell.source)
+        cell.source = re.sub(rf"def {name}\(.*?\n(?=\n)", lambda _, code=code: code, cell.source, count=1, flags=re.DOTALL)
+    return [name for _, name in solutions]
+
+
+def test_what_a_student_writes_is_compared_with_the_library(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "notebooks")
+    written = importlib.import_module("lesson").written
+    double, x = (lambda x: 2 * x), torch.arange(3.0)
+
+    def right(x):
+        return x + x
+
+    def wrong(x):
+        return x * x
+
+    def empty(x):
+        ...
+
+    assert written(right, double, x) is right and written(empty, double, x) is double
+    assert "right: right" in (said := capsys.readouterr().out) and "empty: not written yet" in said
+    for bad, message in ((wrong, "off by up to 1"), (lambda x: x[:1], "not (3,)"), (lambda x: 1.0, "not a tensor")):
+        with pytest.raises(AssertionError, match=re.escape(message)):
+            written(bad, double, x)
 
 
 @each(NOTEBOOKS)
@@ -83,16 +123,19 @@ def test_a_notebook_is_kept_with_the_outputs_of_one_run_in_order(path):
     outputs = [output for cell in cells for output in cell.outputs]
     assert outputs and not any(output.output_type == "error" for output in outputs)
     assert not re.search(r"/(home|root|tmp|work|Users)/", path.read_text()), "an absolute path inside"
-    assert path.stat().st_size < 400_000
+    assert path.stat().st_size < 800_000
 
 
 @each(NOTEBOOKS)
 def test_the_code_that_a_notebook_shows_is_the_code_as_it_is(path):
     for cell in code_cells(nbformat.read(path, as_version=4)):
-        shown = "".join(output.get("text", "") for output in cell.outputs)
-        for name in re.findall(r"inspect\.getsource\(([\w.]+)\)", cell.source):
+        shown = "".join(output.get("text", "") + output.get("data", {}).get("text/markdown", "")
+                        for output in cell.outputs)
+        names = ", ".join(re.findall(r"^ *(?:print\(inspect\.get)?source\(([\w., ]+)\)+$", cell.source, re.MULTILINE))
+        for name in names.split(", ") if names else []:
+            code = inspect.getsource(named(name))
             # (In a student's repository the outputs that would show a solution are cleared.)
-            assert not shown or inspect.getsource(named(name)) in shown, f"{name} has changed: run {path.name} again"
+            assert not shown or code in shown or textwrap.dedent(code) in shown, f"{name} has changed: run {path.name}"
 
 
 def named(name):
