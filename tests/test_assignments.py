@@ -300,7 +300,7 @@ WRONG = [  # assignment, class of tests, a part of the library's solution, what 
      "        return lambda x_t, t: under_net(x_t, t, prompt)", "        return lambda x_t, t: controlled(unet, "
      "[(net, condition(x_t.clamp(-1, 1)), 1)])(x_t, t, prompt)", "the noisy one"),
     ("a4", "TestWithEdges", "canny(edge_images)", "canny(own_images)", "given for *them*"),
-    ("a4", "TestWithEdges", ", own_strength), (edge_net,", ", own_strength or 1), (edge_net,",
+    ("a4", "TestWithEdges", "condition(own_images), own_strength)", "condition(own_images), own_strength or 1)",
      "a number like any other"),
     ("a4", "TestWithEdges", "controls = [(own_net, condition(own_images), own_strength), (", "controls = [(",
      "left alone"),
@@ -391,7 +391,7 @@ def run_tests(trees, folder, solutions):
             (folder / str(number) / file).write_text(text)
         jobs[assignment][2].append((str(folder / str(number)), tests))
     subprocess.run([sys.executable, "-c", FORKS], input=json.dumps([*jobs.values()]), text=True, env=QUIET, check=True,
-                   timeout=300)
+                   timeout=1200)
     return [json.loads((folder / str(number) / "results.json").read_text())["tests"]
             for number in range(len(solutions))]
 

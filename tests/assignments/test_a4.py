@@ -117,9 +117,13 @@ class TestDepthError:
         given[1] = 0.5
         check(abs(error(found, given) - 0.5) < 1e-6, "each image counts alike, however large its relief is: here "
               "their errors are 1, 0.5 and, where both reliefs are empty, 0")
-        with pytest.raises(ValueError):
-            error(found, given[:2])
-            check(False, "maps of another shape, or outside [0, 1], are a ValueError: see `_checked`")
+        for wrong in (given[:2], 2 * given):
+            try:
+                error(found, wrong)
+                refused = False
+            except Exception as raised:
+                refused = isinstance(raised, ValueError)
+            check(refused, "maps of another shape, or outside [0, 1], are a ValueError: see `_checked`")
 
 
 class TestCondition:
