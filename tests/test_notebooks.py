@@ -88,7 +88,8 @@ def fill_in(notebook):
     solutions = re.findall(r"<summary>Solution</summary>\n\n```python\n(def (\w+).*?\n)```", text, re.DOTALL)
     for code, name in solutions:
         cell, = (cell for cell in code_cells(notebook) if f"{name} = written({name}," in cell.source)
-        cell.source = re.sub(rf"def {name}\(.*?\n(?=\n)", lambda _, code=code: code, cell.source, count=1, flags=re.DOTALL)
+        before, rest = cell.source.split(f"def {name}(", 1)
+        cell.source = before + code + rest[rest.index("\n\n") + 1:]  # the function ends with an empty line
     return [name for _, name in solutions]
 
 
