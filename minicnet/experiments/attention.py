@@ -112,9 +112,10 @@ def figure(rows, lab):
             ax.plot([i / (len(curve) - 1) for i in range(len(curve))], curve, color=color, label=f"the word for {kind}")
     ax.axhline(1, color="tab:gray", linestyle=":")
     handles, labels = ax.get_legend_handles_labels()
-    ax.legend(*zip(*dict(zip(labels, zip(handles, labels))).values()), fontsize=10)
+    ax.legend(*zip(*dict(zip(labels, zip(handles, labels))).values()), fontsize=10, ncols=3, loc="lower center")
     ax.set_title("What places with ink take from a word over what the others take, a line for each seed", fontsize=11)
     ax.set_xlabel("from noise (0) to image (1)")
+    ax.set_ylim(bottom=0)
     ax.grid(alpha=0.3)
     return fig
 
