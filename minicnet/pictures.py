@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from minicnet.conditions import CONDITIONS, paper_colour
 
 LARGEST = 6400  # pixels on the longer side of what is read: made square, 41 megapixels
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")  # no format that Pillow hands to another program
 FAINT = 0.05  # the least contrast, black to white being 1, that counts as a drawing
 
 
@@ -31,7 +32,7 @@ def read_picture(path):
             raise IsADirectoryError("it is a folder")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what Pillow warns of is refused here
-            file = Image.open(path)  # reads the size, but no pixels
+            file = Image.open(path, formats=FORMATS)  # reads the size, but no pixels
         with file:
             if max(file.size) > LARGEST:
                 raise Image.DecompressionBombError

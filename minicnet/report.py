@@ -1,6 +1,6 @@
 """Writes the results of runs, so that no number is typed by hand: a line for each into the README, all into a page.
 
-    python -m minicnet.report .github/results/{mnist,drawn}/metrics.json
+    python -m minicnet.report .github/results/{mnist,drawn,coloured,colour}/metrics.json
 """
 
 import json

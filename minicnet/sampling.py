@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from minicnet.controlnet import controlled
 from minicnet.diffusion import guided, sample_ddim
 
-CPU_CHUNK, GPU_CHUNK = 64, 1000  # images drawn at once: more of them are no faster on a CPU, but take more memory
+CPU_CHUNK, GPU_CHUNK = 64, 1000  # images drawn at once: on a CPU more are no faster, on a GPU few keep it waiting
 
 
 @torch.no_grad()
@@ -45,8 +45,8 @@ def generate(unet, schedule, prompt, x_T, controls=(), *, spans=None, guidance=1
 def spanned(unet, controls, spans, steps):
     """`controlled`, where a control of span (start, end) acts in step i of n if i / n >= start and (i + 1) / n <= end.
 
-    Its i-th call is taken for step i. Where no control acts, it is the base, bit for bit. Raises ValueError unless
-    there is a span 0 <= start < end <= 1 for each control.
+    Its i-th call is taken for step i. A short span may hold no step at all. Where no control acts, it is the base, bit
+    for bit. Raises ValueError unless there is a span 0 <= start < end <= 1 for each control.
     """
     if len(spans) != len(controls) or not all(0 <= start < end <= 1 for start, end in spans):
         raise ValueError(f"spans must hold 0 <= start < end <= 1 for each of {len(controls)} controls, not {spans}")

@@ -105,6 +105,12 @@ def test_what_is_not_a_picture_is_refused_in_one_sentence(tmp_path, kind):
     assert "\n" not in str(error.value) and ("folder" in str(error.value)) == (kind == "folder")
 
 
+def test_a_format_that_another_program_would_read_is_refused(tmp_path):
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "drawing.eps")
+    with pytest.raises(ValueError, match="cannot read .*drawing.eps as an image"):
+        read_picture(tmp_path / "drawing.eps")
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("limit", [(Image, "MAX_IMAGE_PIXELS", 10), (pictures, "LARGEST", 7)])
 def test_a_picture_that_would_fill_the_memory_is_refused_before_it_is_decoded(tmp_path, monkeypatch, limit):

@@ -81,8 +81,8 @@ def verdict(rows):
     right = [min(across_seeds(rows, "words", "ink")) > 1.1, min(across_seeds(rows, "words", "digit")) > 1.1,
              max(across_seeds(rows, "words", "paper")) < 0.9]
     word = "reproduced" if all(right) else "mixed" if any(right) else "not reproduced"
-    told = ", ".join(f"{in_figures(rows, 'words', kind, 2)} times from the word for {kind}" for kind in PLACES)
-    return word, f"places with ink take as much as places without {told}: a tendency, all look at every word"
+    told = ", ".join(f"from the word for {kind} {in_figures(rows, 'words', kind, 2)} times" for kind in PLACES)
+    return word, f"places with ink take {told} what places without take"
 
 
 def figure(rows, lab):
