@@ -4,12 +4,14 @@ import ast
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
+import nbformat
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -459,6 +461,18 @@ def test_a_student_s_handout_has_its_written_questions_and_no_rubric(trees):
         text = (trees / name / handout).read_text()
         assert "*Rubric" not in text and "lecturer" not in text and "## Investigation" in text
         assert "## Written questions" in text or name == "a4"
+
+
+def test_handouts_are_kept_with_the_outputs_of_one_run():
+    for name in ASSIGNMENTS:
+        path = TOOLS / f"{name}.ipynb"
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+        cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), name
+        assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)
+        assert not re.search(r"/(home|root|tmp|work|Users)/", path.read_text()), "an absolute path inside"
+        assert path.stat().st_size < 600_000, name
 
 
 @pytest.mark.parametrize("assignment, lessons", [("a2", ["03"]), ("a3", ["04", "05"])])
