@@ -9,7 +9,8 @@ import subprocess
 import time
 import urllib.request
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+NAMES = "chromium", "chromium-browser", "google-chrome", "chrome"
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 
 
 class Page:

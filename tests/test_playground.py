@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from browse import NAMES
 from PIL import Image
 
 from minicnet import cli
@@ -157,6 +158,19 @@ def test_an_example_is_edges_and_the_words_for_them(playground, models):
     assert post(playground, "/example", {"model": "gray", "n": 8})[1]["lines"] != first["lines"]
 
 
+def test_where_colours_alone_are_followed_an_example_and_a_picture_can_be_drawn_with(tmp_path, randomised):
+    model = save_model(tmp_path / "colours", randomised, 3, {"colour": 3}, "coloured-drawn")
+    picture = np.random.default_rng(0).integers(256, size=(40, 40, 3), dtype=np.uint8)
+    with serving({"colours": model}) as playground:
+        for path, body in (("/example", {"model": "colours", "n": 47}),
+                           ("/picture?model=colours", picture_file(picture))):
+            status, found = post(playground, path, body)
+            assert status == 200 and base64.b64decode(found["lines"]) == bytes(SIZE**2)
+            wish = wish_for("colours", None, {"colour": {"scale": 1, "from": 0, "until": 1}})
+            lines = stream(playground, {**wish, **found})
+            assert list(lines[0]["seen"]) == ["colour"] and lines[-2:] == [{"identical": False}, {"done": True}]
+
+
 @pytest.mark.parametrize("dataset", ["drawn", "mnist", "coloured-drawn"])
 def test_digits_come_with_captions_like_those_of_training(models, monkeypatch, dataset):
     model = models["rgb" if "coloured" in dataset else "gray"]
@@ -233,6 +247,13 @@ def test_only_the_zero_convolutions_are_put_back_to_their_start(models):
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"zero_skips", "zero_middle", "condition_encoder"}
     assert torch.equal(fresh.condition_encoder[1].weight, net.condition_encoder[1].weight)
+
+
+def test_a_wish_that_is_read_while_another_is_drawn_gets_a_net_that_nobody_listens_to(models):
+    drawn, zeroed = read_wish(models, wish_for()), wish_for(zeroed=True)
+    with drawing.listening(drawn):
+        net, *_ = read_wish(models, zeroed).controls["canny"]
+    assert not net._forward_hooks and net is read_wish(models, zeroed).controls["canny"][0]
 
 
 def test_a_control_acts_from_and_until(playground, models):
@@ -350,7 +371,8 @@ def test_bodies_are_limited_before_they_are_read(playground):
 def test_a_page_from_elsewhere_can_not_use_it(playground, headers):
     for method, path in (("GET", "/"), ("GET", "/models"), ("POST", "/draw")):
         status, _, data = send(playground, method, path, json.dumps(wish_for()), **headers)
-        assert status == 403 and json.loads(data)["error"]
+        assert status == 403 and json.loads(data)["error"] in (
+            "this page is for this computer alone", "a page from elsewhere must not use this one")
 
 
 def test_its_own_page_can_under_both_names(playground):
@@ -495,11 +517,19 @@ def test_closing_ends_what_is_drawn(models):
 
 
 def start(monkeypatch, models, *argv):
-    """Runs main with these models, and Ctrl-C as soon as it serves. -> the addresses that the browser was to open"""
-    opened = []
+    """Runs main with these models, and Ctrl-C as soon as it serves. -> a queue of what the browser was to open
+
+    The browser is one of text, of which nothing is seen before it is served.
+    """
+    opened, served = queue.SimpleQueue(), threading.Event()
+
+    def serve(self):
+        served.set()
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(server, "shipped", lambda device: list(models.values()))
-    monkeypatch.setattr(server.webbrowser, "open", opened.append)
-    monkeypatch.setattr(Playground, "serve_forever", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(server.webbrowser, "open", lambda url: opened.put(served.wait(30) and url))
+    monkeypatch.setattr(Playground, "serve_forever", serve)
     cli.run(server.main, server.parse_arguments(["--device", "cpu", *map(str, argv)]))
     return opened
 
@@ -507,8 +537,8 @@ def start(monkeypatch, models, *argv):
 def test_it_says_where_the_page_is_and_opens_it_unless_told_not_to(monkeypatch, models, capsys):
     opened = start(monkeypatch, models)
     line = capsys.readouterr().out
-    assert line.startswith("http://127.0.0.1:") and [line.split()[0]] == opened
-    assert start(monkeypatch, models, "--no-browser") == []
+    assert line.startswith("http://127.0.0.1:") and opened.get(timeout=60) == line.split()[0]
+    assert start(monkeypatch, models, "--no-browser").empty()
 
 
 def test_a_port_that_is_taken_is_one_sentence(monkeypatch, models, playground):
@@ -541,6 +571,10 @@ def test_a_folder_that_is_no_run_is_one_sentence(monkeypatch, models, tmp_path, 
             start(monkeypatch, models, "--run", folder)
         with pytest.raises(CheckpointError):
             Model(folder, torch.device("cpu"))
+
+
+def test_a_browser_that_the_tests_would_take_is_not_installed_again():
+    assert f"command -v {' '.join(NAMES)} >" in (ROOT / ".ci" / "run").read_text()
 
 
 @pytest.mark.slow

@@ -164,6 +164,48 @@ def test_the_slider_goes_back_through_the_steps_and_play_forward(page):
 
 
 @pytest.mark.slow
+def test_the_button_of_the_sample_that_is_shown_is_pressed(page):
+    pressed = "[...$('samples').children].findIndex((button) => button.ariaPressed === 'true')"
+    page.run("$('count').value = 3; $('steps').value = 2; redraw(0)")
+    page.wait("wish.samples === 3 && " + DONE)
+    click(page, "#samples button:nth-child(3)")
+    assert page.run("sample") == page.run(pressed) == 2
+    click(page, "#models button:nth-child(2)")
+    page.wait("wish.model === 'coloured' && " + DONE)
+    assert page.run("sample") == page.run(pressed) == 0
+
+
+@pytest.mark.slow
+def test_a_gif_is_made_once_nothing_is_drawn_and_the_page_says_so(page):
+    page.run("saved = 0; save = (blob) => { saved = blob.size }; $('steps').value = 50; redraw(0)")
+    page.wait("live && wish.steps === 50")
+    assert page.run("$('gif').disabled")
+    page.run("$('steps').value = 2; redraw(0)")
+    page.wait("wish.steps === 2 && " + DONE)
+    page.wait("!$('gif').disabled")
+    click(page, "#gif")
+    assert page.run("$('gif').disabled && $('status').textContent") == "making the GIF …"
+    page.wait("saved && !$('gif').disabled")
+    assert page.run("$('status').textContent") == "the GIF is made"
+
+
+@pytest.mark.slow
+def test_a_drawing_that_is_cancelled_from_elsewhere_is_not_waited_for(page):
+    page.run("$('steps').value = 50; $('count').value = 8; redraw(0)")
+    page.wait("live && wish.steps === 50")
+    page.run("ask('example', {visitor, model: model.name, n: 1}).then(() => 0)")
+    page.wait("$('status').textContent === 'the drawing was cancelled' && !$('gif').disabled && !live")
+
+
+@pytest.mark.slow
+def test_where_there_are_no_lines_only_what_draws_them_is_missing(page):
+    page.run("choose({...models[1], line: null, controls: ['colour']}, null)")
+    page.wait("wish.model === 'coloured' && " + DONE)
+    assert page.run("['sheet', 'tools', 'widths', 'clear', 'palette', 'undo', 'example', 'picture']"
+                    ".filter((id) => $(id).checkVisibility())") == ["palette", "undo", "example", "picture"]
+
+
+@pytest.mark.slow
 def test_two_conditions_at_once_on_coloured_digits(page):
     click(page, "#models button:nth-child(2)")
     page.wait("model.name === 'coloured' && wish.model === 'coloured' && " + DONE)
@@ -196,13 +238,28 @@ def test_nothing_is_cut_off_in_light_dark_and_on_a_phone(visited, tmp_path, dark
     shot.save(tmp_path / "page.png")
 
 
+def picture(page):
+    """The window as the animation shows it: down to the prompt, and without the seconds that a machine takes."""
+    bottom = page.run("$('status').style.visibility = 'hidden', $('prompt').getBoundingClientRect().bottom")
+    shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB").crop((50, 90, 1230, round(bottom) + 12))
+    return shot.resize((826, round(0.7 * shot.height)), Image.Resampling.LANCZOS)
+
+
+@pytest.mark.slow
+def test_the_animation_shows_the_prompt_and_no_seconds(page):
+    before = picture(page)
+    page.run("status('20 steps, with and without your drawing, in 13.2 s')")
+    assert picture(page) == before
+    page.run("$('prompt').value = 'a seven'")
+    assert picture(page) != before
+
+
 def animation(page, url):
     """Frames (image, milliseconds) of a visit: a seven is drawn, a coloured three, and its words are changed."""
     frames = []
 
     def look(milliseconds):
-        shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB").crop((50, 90, 1230, 815))
-        frames.append((shot.resize((826, 508), Image.Resampling.LANCZOS), milliseconds))
+        frames.append((picture(page), milliseconds))
 
     def draw(words, points):
         page.run(f"$('clear').click(); cancel(); $('prompt').value = {words!r}; showChips()")
@@ -215,7 +272,7 @@ def animation(page, url):
         watch(range(20))
 
     def watch(steps):
-        page.wait(DONE, 300)
+        page.wait(DONE + " && !$('gif').disabled", 300)
         for step in steps:
             page.run(f"goTo({step})")
             look(110)
@@ -223,7 +280,6 @@ def animation(page, url):
 
     page.open(url)
     page.wait(DONE, 300)
-    page.run("$('status').style.visibility = 'hidden'")
     draw("a seven", SEVEN)
     click(page, "#models button:nth-child(2)")
     page.wait("wish.model === 'coloured' && " + DONE, 300)

@@ -15,7 +15,7 @@ let request = new AbortController(), timer;
 
 const toBase64 = (bytes) => bytes && btoa(String.fromCharCode(...bytes));
 const fromBase64 = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-const hex = ([r, g, b]) => `rgb(${255 * r} ${255 * g} ${255 * b})`;
+const css = ([r, g, b]) => `rgb(${255 * r} ${255 * g} ${255 * b})`;
 const themed = (name) => getComputedStyle(document.body).getPropertyValue(name).match(/\d+/g).map(Number);
 
 function element(tag, properties = {}, ...children) {
@@ -268,7 +268,7 @@ function showChips() {
 
 function dot(name, label) {
   const button = element("button", { className: "dot", ariaLabel: label, title: label });
-  button.style.setProperty("--dot", hex(colours[name]));
+  button.style.setProperty("--dot", css(colours[name]));
   return button;
 }
 
@@ -318,6 +318,7 @@ async function drawWish() {
   wish = makeWish();
   pause();
   status("drawing …");
+  $("gif").disabled = true;
   const began = performance.now();
   try {
     const reader = (await ask("draw", wish, own.signal)).body.pipeThrough(new TextDecoderStream()).getReader();
@@ -331,6 +332,7 @@ async function drawWish() {
       if (own === request && !own.signal.aborted) for (const line of parts) receive(JSON.parse(line), began);
     }
   } catch (error) { complain(error); }
+  if (own === request) $("gif").disabled = false;
 }
 
 function receive(line, began) {
@@ -359,6 +361,9 @@ function receive(line, began) {
     live = false;
     const seconds = ((performance.now() - began) / 1000).toFixed(1);
     status(`${wish.steps} steps, with and without your drawing, in ${seconds} s`);
+  } else if (line.cancelled) {
+    live = false;
+    status("the drawing was cancelled");
   } else if (line.error) complain(Error(line.error));
 }
 
@@ -392,8 +397,8 @@ function showInside() {
     const told = inside[row.dataset.name];
     [...row.querySelectorAll("figure")].forEach((figure, k) => {
       const [canvas, bar, caption] = figure.children, size = told?.[k].size[sample] ?? 0;
-      const count = told ? fromBase64(told[k].map).length / wish.samples : 1, side = Math.sqrt(count);
-      const map = told ? fromBase64(told[k].map).subarray(sample * count, (sample + 1) * count) : [0];
+      const maps = told && fromBase64(told[k].map), count = told ? maps.length / wish.samples : 1;
+      const map = told ? maps.subarray(sample * count, (sample + 1) * count) : [0], side = Math.sqrt(count);
       const [from, to] = ["--sheet", "--edge"].map(themed);
       paint(canvas, map, 1, side, side, (value) => from.map((v, c) => v + (to[c] - v) * value / 255));
       bar.firstChild.style.width = `${Math.min(100, 100 * size)}%`;
@@ -420,12 +425,12 @@ function showSeen(seen) {
 }
 
 function makeSamples(count) {
-  if ($("samples").childElementCount === count) return;
-  $("samples").replaceChildren(...Array.from({ length: count }, (_, k) => {
+  const make = (_, k) => {
     const button = element("button", { ariaLabel: `sample ${k + 1}` }, element("canvas", { className: "pixels" }));
     button.onclick = () => { sample = k; press($("samples").children, button); goTo(at); };
     return button;
-  }));
+  };
+  if ($("samples").childElementCount !== count) $("samples").replaceChildren(...Array.from({ length: count }, make));
   press($("samples").children, $("samples").children[sample]);
 }
 
@@ -453,7 +458,17 @@ for (const button of document.querySelectorAll(".save"))
     large.toBlob((blob) => save(blob, `${button.dataset.of}-${at + 1}.png`));
   };
 $("gif").onclick = async () => {
-  try { save(await (await ask("gif", wish)).blob(), "drawing.gif"); } catch (error) { complain(error); }
+  const own = request = new AbortController();
+  status("making the GIF …");
+  $("gif").disabled = true;
+  try {
+    save(await (await ask("gif", wish, own.signal)).blob(), "drawing.gif");
+    status("the GIF is made");
+  } catch (error) {
+    if (own === request) status("");
+    complain(error);
+  }
+  if (own === request) $("gif").disabled = false;
 };
 
 // -- Settings ---------------------------------------------------------------------------------------------------------
@@ -501,7 +516,7 @@ async function choose(chosen, button) {
   press($("models").children, button);
   const [, H, W] = model.shape;
   [ink, lines, palette, past, sample] = [new Uint8Array(H * W), new Uint8Array(H * W), null, [], 0];
-  $("sheet").hidden = $("line-tools").hidden = !model.line;
+  for (const id of ["sheet", "tools", "widths", "clear"]) $(id).hidden = !model.line;
   $("palette").hidden = !model.controls.includes("colour");
   makeChips();
   makeControls();

@@ -49,13 +49,13 @@ class Model:
         if not self.nets:
             raise CheckpointError(f"there is no control in {folder}: train one first, or name another folder")
         self.unet.to(device)
+        self.zeroed = {name: at_its_start(net) for name, net in self.nets.items()}
         self.line = next((name for name in self.nets if name != "colour"), None)  # the condition that lines show
         self.known = None, []  # the wish of the last drawing without control, and its frames
 
     def about(self):
         """What the page has to know. words: for each place in a prompt, in order, the phrases that fit there."""
-        nouns = NOUNS.get(self.dataset.removeprefix("coloured-"), DIGITS)
-        words = {"digit" if nouns == DIGITS else "thing": nouns}
+        words = {"digit" if self.nouns == DIGITS else "thing": self.nouns}
         if self.dataset == "drawn":
             words = {"stroke": STROKES, **words, "slant": ("leaning left", "leaning right")}
         if self.dataset.startswith("coloured"):
@@ -64,6 +64,11 @@ class Model:
         stages = ["downsampling" if isinstance(stage[0], Downsample) else "block" for stage in self.unet.encoder.stages]
         return {"name": self.name, "shape": self.image_shape, "controls": list(self.nets), "line": self.line,
                 "words": words, "places": ["first convolution", *stages, "middle"]}
+
+    @property
+    def nouns(self):
+        """A word for each thing that the base draws."""
+        return NOUNS.get(self.dataset.removeprefix("coloured-"), DIGITS)
 
     @functools.cached_property
     def digits(self):
@@ -77,11 +82,11 @@ class Model:
 
     def example(self, n):
         """Something to begin with: the n-th digit, or, for other images, one that the base draws without control."""
-        nouns = NOUNS.get(self.dataset, DIGITS)
-        if nouns == DIGITS:
+        if self.nouns == DIGITS:
             images, prompts = self.digits
             return {"prompt": prompts[n % EXAMPLES], **self.found_in(images[n % EXAMPLES][None])}
-        prompt, x_T = with_article(nouns[n % len(nouns)]), seeded_noise((1, *self.image_shape), n, self.device)
+        prompt = with_article(self.nouns[n % len(self.nouns)])
+        x_T = seeded_noise((1, *self.image_shape), n, self.device)
         image = generate(self.unet, self.schedule, tokenize([prompt]).to(self.device), x_T, guidance=2)
         return {"prompt": prompt, **self.found_in(image.cpu())}
 
@@ -103,7 +108,7 @@ class Model:
     def found_in(self, image):
         """image (1, C, H, W) in [-1, 1] -> its lines and its palette, as the page sends them back."""
         palette = F.adaptive_avg_pool2d((image + 1) / 2, 4).expand(-1, 3, -1, -1)[0].permute(1, 2, 0)  # (4, 4, 3)
-        lines = CONDITIONS[self.line](image) if self.line else torch.zeros(1)
+        lines = CONDITIONS[self.line](image) if self.line else torch.zeros(self.image_shape[1:])
         return {"lines": encoded(lines), "palette": encoded(palette)}
 
 
@@ -137,8 +142,8 @@ def read_wish(models, wish):
             raise ValueError("a control must act from a share of the steps until a later one")
         condition = condition_of(model, name, drawn)
         if condition is not None:  # where nothing is drawn, nothing is added
-            net = at_its_start(model.nets[name]) if wish.get("zeroed") is True else model.nets[name]
-            controls[name] = net, condition.to(model.device).expand(samples, -1, -1, -1), scale
+            nets = model.zeroed if wish.get("zeroed") is True else model.nets
+            controls[name] = nets[name], condition.to(model.device).expand(samples, -1, -1, -1), scale
     return SimpleNamespace(model=model, prompt=tokens, controls=controls, spans=[spans[name] for name in controls],
                            guidance=number(wish, "guidance", *LIMITS["guidance"]),
                            steps=number(wish, "steps", *LIMITS["steps"], whole=True),

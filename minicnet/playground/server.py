@@ -4,7 +4,7 @@
     python -m minicnet.playground --run runs/mnist-edges        # and a run folder of yours
     python -m minicnet.playground --port 8000 --no-browser
 
-The page is for the person at this computer alone. The server listens on 127.0.0.1 and answers:
+The page is for this computer alone. The server listens on 127.0.0.1 and answers:
 
     GET /, /style.css, /app.js      the page
     GET /models                     what there is to draw with
@@ -129,7 +129,7 @@ class Handler(BaseHTTPRequestHandler):
     def try_to(self, do):
         try:
             if not re.fullmatch(r"(127\.0\.0\.1|localhost)(:\d+)?", self.headers.get("Host", "")):
-                raise Refusal(403, "this page is for the person at this computer alone")
+                raise Refusal(403, "this page is for this computer alone")
             if self.headers.get("Origin") not in (None, f"http://{self.headers['Host']}"):
                 raise Refusal(403, "a page from elsewhere must not use this one")
             do(urlsplit(self.path))
@@ -265,6 +265,7 @@ def main(args):
     with server:
         print(f"{server.url} is the page; Ctrl-C ends it", flush=True)
         if not args.no_browser:
-            webbrowser.open(server.url)
+            # Not in this thread: a text browser does not return before it is closed.
+            threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
