@@ -1,6 +1,6 @@
 """The playground in a real browser: what a visitor does, and what comes of it. Skipped where there is no Chromium.
 
-python tests/test_playground_browser.py draws the README's animation, from screenshots of such a visit.
+PYTHONPATH=. python tests/test_playground_browser.py draws the README's animation, from screenshots of such a visit.
 """
 
 import contextlib
