@@ -237,3 +237,12 @@ def test_our_readme_has_a_place_for_the_table():
     text = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
     assert text.count(report.BEGIN) == text.count(report.END) == 1
     assert text.index(report.BEGIN) < text.index(report.END)
+
+
+def test_our_readme_and_the_page_of_all_results_say_what_the_runs_files_say():
+    root = Path(__file__).parent.parent
+    runs = [json.loads(path.read_text()) for path in (root / ".github" / "results").glob("*/metrics.json")]
+    lines = (root / "README.md").read_text("utf-8").splitlines()
+    assert all(line in lines for line in report.summary(runs).splitlines())
+    page = (root / ".github" / "results" / "README.md").read_text("utf-8") if runs else ""
+    assert all(report.table(run) in page for run in runs)
