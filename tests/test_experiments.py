@@ -21,7 +21,7 @@ from minicnet.conditions import canny
 from minicnet.controlnet import ControlNet, freeze
 from minicnet.digits import colourise, describe_digits, draw_digits
 from minicnet.experiments import all as all_experiments
-from minicnet.experiments import composition
+from minicnet.experiments import composition, cost
 from minicnet.experiments import lab as lab_module
 from minicnet.experiments.lab import Lab, across_seeds, clearly_better, control_eps, experiment, mean
 from minicnet.unet import UNet
@@ -117,21 +117,17 @@ def change_settings(monkeypatch, tiny):
     monkeypatch.setattr(lab_module, "QUICK", {**TINY, "steps": 3})
 
 
-def change_rates(monkeypatch, tiny):
-    monkeypatch.setattr(lab_module, "MUON_RATE", 0.01)
-
-
 def change_base(monkeypatch, tiny):
     path = tiny / "weights" / "digits" / "base.pt"
     path.write_bytes(path.read_bytes() + b"\0")
 
 
-def change_source(monkeypatch, tiny, file="unet.py"):
-    path = next(path for path in lab_module.SOURCES if path.name == file)
-    monkeypatch.setitem(lab_module.SOURCES, path, lab_module.SOURCES[path] + "#")
+def change_source(monkeypatch, tiny, module="unet", by="new = 1"):
+    name = f"minicnet.{module}"
+    monkeypatch.setitem(lab_module.SOURCES, name, lab_module.SOURCES[name] + f"\n{by}\n")
 
 
-@pytest.mark.parametrize("change", [change_settings, change_rates, change_base, change_source])
+@pytest.mark.parametrize("change", [change_settings, change_base, change_source])
 def test_rows_and_networks_of_anything_else_are_set_aside_and_made_anew(make_lab, tiny, monkeypatch, capsys, change):
     lab = make_lab()
     lab.row("a-0", lambda: {"value": 1.0})
@@ -150,12 +146,42 @@ def test_rows_and_networks_of_anything_else_are_set_aside_and_made_anew(make_lab
     assert (tiny / "trained" / "digits-least-0-earlier-1.pt").exists()
 
 
+def stamps(make_lab):
+    return lab_module.stamp_of("digits", TINY), make_lab("cost").stamp, make_lab("guidance").stamp
+
+
 def test_what_experiments_share_outlives_a_change_of_one_of_them_and_their_own_does_not(make_lab, monkeypatch):
-    stamps = [(lab_module.stamp_of("digits", TINY), make_lab(name).stamp) for name in ("cost", "guidance")]
-    change_source(monkeypatch, None, "guidance.py")
-    (shared, cost), (_, guidance) = stamps
-    assert lab_module.stamp_of("digits", TINY) == shared and make_lab("cost").stamp == cost
-    assert make_lab("guidance").stamp != guidance
+    shared, cost, guidance = stamps(make_lab)
+    change_source(monkeypatch, None, "experiments.guidance")
+    assert stamps(make_lab)[:2] == (shared, cost) and stamps(make_lab)[2] != guidance
+
+
+@pytest.mark.parametrize("module, text", [
+    ("unet", "# a comment"), ("unet", "'a docstring'"), ("report", "new = 1"), ("figures", "new = 1"),
+    ("experiments.plots", "new = 1"), ("experiments.guidance", "def figure(rows, lab):\n    return None")])
+def test_what_no_row_depends_on_makes_none_stale(make_lab, monkeypatch, module, text):
+    before = stamps(make_lab)
+    change_source(monkeypatch, None, module, text)
+    assert stamps(make_lab) == before
+
+
+def test_an_interval_holds_the_true_difference_in_about_95_of_100_cases():
+    torch.manual_seed(0)
+    held = []
+    for _ in range(300):
+        values = 0.1 * torch.randn(2, 3, 8) + torch.tensor([0.03, 0.0])[:, None, None]
+        rows = {f"{name}-{seed}": {"x_blocks": values[i, seed].tolist()} for i, name in enumerate("ab")
+                for seed in range(3)}
+        difference, low, high = lab_module.interval(rows, "a", "b", "x")
+        assert low < difference < high and difference == pytest.approx((values[0] - values[1]).mean().item(), abs=1e-6)
+        held.append(low < 0.03 < high)
+    assert 0.88 < sum(held) / 300 < 0.99
+
+
+def test_blocks_are_of_24_images_each_and_their_mean_is_that_of_all():
+    images, labels = torch.arange(60.0), torch.arange(60.0)
+    found = lab_module.blocks(lambda x, y: (x + y).mean().item(), images, labels)
+    assert found == [23.0, 71.0, 107.0]
 
 
 # Training, drawing, measuring
@@ -235,7 +261,8 @@ def test_a_tiny_run_leaves_a_result_and_a_figure_and_runs_again_at_once(tiny, mo
 
 
 RESULT = {"name": "cost", "claim": "It costs.", "verdict": "mixed", "why": "more: 0.9 and 1.1", "dataset": "drawn",
-          "seeds": [0, 1], "images": 128, "device": "cpu", "torch": "2", "date": "2026-01-02", "seconds": 90}
+          "seeds": [0, 1], "images": 128, "device": "cpu", "torch": "2", "date": "2026-01-02", "seconds": 90,
+          "rows": {"a-0": {"x": 0.9}}}
 
 
 def publish(tmp_path, made=None, published=None):
@@ -258,18 +285,21 @@ def publish(tmp_path, made=None, published=None):
     return text.split("## cost: ")[1].split("## ")[0]
 
 
-def test_a_section_holds_claim_verdict_evidence_figure_and_how_it_was_measured(tiny):
+def test_a_section_holds_claim_verdict_evidence_figure_and_how_it_was_measured(tiny, monkeypatch):
+    monkeypatch.setattr(cost, "verdict", lambda rows: ("mixed", f"more: {rows['a-0']['x']} and 1.1"))
+    monkeypatch.setattr(cost, "WHY_HERE", "It is small.", raising=False)
     current = {**RESULT, "stamp": lab_module.stamp_of("digits", lab_module.FULL, "cost")}
     text = publish(tiny, made=current)
     assert text.startswith("mixed\n") and "To be measured again" not in text
-    for fact in ("It costs.", "More: 0.9 and 1.1.", "(../../.github/results/experiments/cost.png)", "drawn, seeds 0, 1",
-                 "2 minutes", "128 images, cpu, torch 2, 2026-01-02", "`python -m minicnet.experiments.cost`"):
+    for fact in ("It costs.", "More: 0.9 and 1.1.", "Why here, and perhaps not there: It is small.",
+                 "(../../.github/results/experiments/cost.png)", "drawn, seeds 0, 1", "2 minutes",
+                 "128 images each, cpu, torch 2, 2026-01-02", "`python -m minicnet.experiments.cost`"):
         assert fact in text
     assert (tiny / all_experiments.RESULTS / "cost.png").read_bytes() == b"png"
 
 
 @pytest.mark.parametrize("stamp, mark", [({}, "before prompts became words"),
-                                         ({"stamp": {"source": "other"}}, "have changed since this was measured")])
+                                         ({"stamp": {"code": "other"}}, "have changed since this was measured")])
 def test_a_stale_result_is_never_published_and_one_that_was_is_marked(tiny, stamp, mark):
     text = publish(tiny, made={**RESULT, **stamp, "verdict": "reproduced"}, published={**RESULT, **stamp})
     assert text.startswith("mixed\n") and "**To be measured again.**" in text and mark in text

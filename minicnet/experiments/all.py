@@ -36,19 +36,29 @@ def is_current(result):
     return result.get("stamp") == lab.stamp_of(module.BASE, lab.FULL, result["name"])
 
 
+def told(result):
+    """A published result. If it is current, its rows are judged again: the rule may have changed since."""
+    if not is_current(result):
+        return result
+    verdict, why = importlib.import_module(f"minicnet.experiments.{result['name']}").verdict(result["rows"])
+    return {**result, "verdict": verdict, "why": why}
+
+
 def section(result):
     """One claim in Markdown: verdict, evidence, figure, and where, when and how it was measured."""
     name, mark = result["name"], ""
+    module = importlib.import_module(f"minicnet.experiments.{name}")
+    here = f"\n\nWhy here, and perhaps not there: {module.WHY_HERE}" if hasattr(module, "WHY_HERE") else ""
     if "stamp" not in result:
         mark = ("> **To be measured again.** This was measured before prompts became words and training got its new "
                 "recipe: with labels, and on bases that drew worse.\n\n")
     elif not is_current(result):
         mark = "> **To be measured again.** Code, settings or weights have changed since this was measured.\n\n"
     return (f"## {name}: {result['verdict']}\n\nThe claim: {result['claim']}\n\n{mark}"
-            f"{result['why'][0].upper()}{result['why'][1:]}.\n\n"
+            f"{result['why'][0].upper()}{result['why'][1:]}.{here}\n\n"
             f"![{name}: {result['verdict']}](../../{RESULTS.as_posix()}/{name}.png)\n\n"
             f"`python -m minicnet.experiments.{name}` ([{name}.py]({name}.py)): {result['seconds'] / 60:.0f} minutes, "
-            f"{result['dataset']}, seeds {', '.join(map(str, result['seeds']))}, {result['images']} images, "
+            f"{result['dataset']}, seeds {', '.join(map(str, result['seeds']))}, {result['images']} images each, "
             f"{result['device']}, torch {result['torch']}, {result['date']}.")
 
 
@@ -69,7 +79,7 @@ def publish(out, root):
             shutil.copy(made, published)
             shutil.copy(out / name / "figure.png", published.with_suffix(".png"))
         if published.exists():
-            result = json.loads(published.read_text())
+            result = told(json.loads(published.read_text()))
             sections.append(section(result))
             lines.append(line(result))
         else:

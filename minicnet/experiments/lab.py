@@ -8,9 +8,11 @@ repository it starts from), and three functions:
     figure(rows, lab)   the picture
 
 `main(name)` makes of these a command that can be stopped and run again: rows and networks that are done are kept. They
-carry a stamp of all that made them. What other code, settings or weights made is set aside, and made anew.
+carry a stamp of all that made them. What other code, settings or weights made is set aside, and made anew. Verdict and
+figure are made of the rows each time.
 """
 
+import ast
 import datetime
 import hashlib
 import importlib
@@ -32,17 +34,20 @@ from minicnet.devices import pick_device
 from minicnet.evaluation import edge_f1, frechet_distance, heldout_loss, label_accuracy, train_classifier
 from minicnet.figures import save_figure
 from minicnet.sampling import generate, seeded_noise
-from minicnet.training import ADAM_RATE, MUON_RATE, fit
+from minicnet.training import fit
 from minicnet.words import DIGITS, tokenize, training_prompts
 
-FULL = dict(seeds=[0, 1, 2], steps=400, batch_size=32, drop_prompts=0.5, looks=40, images=128, reference=2000,
-            classifier_steps=500, sampling_steps=20)
+FULL = dict(seeds=[0, 1, 2], steps=300, batch_size=32, drop_prompts=0.5, looks=30, images=192, reference=2000,
+            classifier_steps=500, sampling_steps=15)
 QUICK = dict(seeds=[0, 1], steps=4, batch_size=4, drop_prompts=0.5, looks=2, images=8, reference=100,
              classifier_steps=10, sampling_steps=4)
+BLOCK = 24  # images: for intervals, each measure is kept of every such part of the images
 PACKAGE = Path(__file__).parents[1]
-SHARED = ("lab", "concatenated")  # files of this folder that experiments share
-SOURCES = {path: path.read_text(encoding="utf-8")  # read now, as it is what runs, whatever is edited meanwhile
+SOURCES = {f"minicnet.{path.stem}" if path.parent == PACKAGE else f"minicnet.experiments.{path.stem}":
+           path.read_text(encoding="utf-8")  # read now, as it is what runs, whatever is edited meanwhile
            for path in sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("experiments/*.py")])}
+READERS = {"verdict", "figure"}  # functions that read rows
+SHOWING = {"minicnet.cli", "minicnet.figures", "minicnet.experiments.plots"}  # modules that no row depends on
 
 
 class Lab:
@@ -139,11 +144,20 @@ class Lab:
         return train_classifier(self.train_images, self.train_labels, steps=self.classifier_steps)
 
     def score(self, images, labels, edges=None, reference=None):
-        """How good images (B, C, H, W) are: label accuracy, Frechet distance, and edge-F1 if edges are given."""
+        """How good images (B, C, H, W) are: label accuracy, Frechet distance, and edge-F1 if edges are given.
+
+        All but the Frechet distance are there in `blocks`, too, for `interval`.
+        """
         reference = self.reference_images if reference is None else reference
-        scores = {"label_accuracy": label_accuracy(self.classifier, images, labels),
+
+        def accuracy(images, labels):
+            return label_accuracy(self.classifier, images, labels)
+
+        scores = {"label_accuracy": accuracy(images, labels), "label_accuracy_blocks": blocks(accuracy, images, labels),
                   "frechet": frechet_distance(self.classifier, images, reference)}
-        return scores if edges is None else {"edge_f1": edge_f1(images, edges), **scores}
+        if edges is None:
+            return scores
+        return {"edge_f1": edge_f1(images, edges), "edge_f1_blocks": blocks(edge_f1, images, edges), **scores}
 
     def heldout(self, eps_model, images=None, prompt=None):
         """The loss of an eps_model(x_t, t, prompt) at fixed timesteps and noise: on the test images, unless given."""
@@ -172,13 +186,29 @@ def control_eps(parts, condition_of):
 # -- Stamps: what made a file ------------------------------------------------------------------------------------------
 
 
-def stamp_of(base, settings, *names):
-    """All that rows and networks depend on: weights, settings, and sources, of the experiments `names` among them."""
-    sources = [path.name + text for path, text in SOURCES.items()
-               if path.parent == PACKAGE or path.stem in (*SHARED, *names)]
+def stamp_of(base, settings, name="lab"):
+    """All that rows and networks depend on: weights, settings, and code, that of the experiment `name` among it."""
     return {"base": short_hash((WEIGHTS / base / "base.pt").read_bytes()), "settings": settings,
-            "learning_rates": [MUON_RATE, ADAM_RATE],
-            "source": short_hash(*sources)}
+            "code": short_hash(*code_of(f"minicnet.experiments.{name}", {}).values())}
+
+
+def code_of(module, found):
+    """Adds to `found`, {module: code}, a module of minicnet and all that it imports of minicnet, and returns it.
+
+    Comments, docstrings, and what only shows rows are no part of it.
+    """
+    tree = ast.parse(SOURCES[module])
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)):
+            node.body = [part for part in node.body if getattr(part, "name", None) not in READERS
+                         and not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))]
+    found[module] = ast.unparse(tree)
+    for node in imports:
+        for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
+            if name in SOURCES and name not in found and name not in SHOWING:
+                code_of(name, found)
+    return found
 
 
 def short_hash(*parts):
@@ -215,6 +245,25 @@ def mean_and_deviation(values, digits=3):
 
 def in_figures(rows, start, name, digits=3):
     return mean_and_deviation(across_seeds(rows, start, name), digits)
+
+
+def blocks(measure, *tensors):
+    """What measure(images, ...) says of each BLOCK of them, and of what belongs to them: a list of floats."""
+    return [measure(*parts) for parts in zip(*(x.split(BLOCK) for x in tensors), strict=True)]
+
+
+def interval(rows, ours, theirs, name):
+    """By how much is "ours" above "theirs" in the measure called `name`? (difference, low, high), all seeds together.
+
+    Both drew the same images from the same noise, so the differences of blocks count. low .. high is the 95% bootstrap
+    interval of their mean (Efron 1979). It tells how sure these networks' difference is, not that of others.
+    """
+    ours, theirs = (sum(across_seeds(rows, start, f"{name}_blocks"), []) for start in (ours, theirs))
+    differences = torch.tensor([a - b for a, b in zip(ours, theirs, strict=True)])
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randint(len(differences), (10_000, len(differences)), generator=generator)
+    low, high = differences[chosen].mean(1).quantile(torch.tensor([0.025, 0.975])).tolist()
+    return differences.mean().item(), low, high
 
 
 def clearly_better(ours, theirs, sign=1):
