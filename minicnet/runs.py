@@ -1,7 +1,10 @@
-"""Run folders: one run at a time in each, and none that is lost to the next."""
+"""Runs: one at a time in each folder, none that is lost to the next, and none that Ctrl-C breaks off in mid-step."""
 
 import itertools
 import os
+import signal
+import threading
+from contextlib import contextmanager
 
 from minicnet.checkpoints import CheckpointError
 
@@ -40,3 +43,23 @@ def _lock(folder):
         raise CheckpointError(f"another run is going on in {folder}: let it end, or choose another --out") from None
     except (ImportError, OSError):  # Windows and some network disks have no such locks
         pass
+
+
+@contextmanager
+def deferred_interrupt():
+    """Within, a first Ctrl-C only fills the list that this yields, so that the step can end; a second stops at once."""
+    requests = []
+    if threading.current_thread() is not threading.main_thread():  # only the main thread hears of Ctrl-C
+        yield requests
+        return
+
+    def remember(number, frame):
+        if requests:
+            raise KeyboardInterrupt
+        requests.append(number)
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield requests
+    finally:
+        signal.signal(signal.SIGINT, before)

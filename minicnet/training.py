@@ -8,10 +8,7 @@ AdamW: Loshchilov, Hutter 2019, arXiv 1711.05101.
 
 import copy
 import math
-import signal
-import threading
 import time
-from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -22,6 +19,7 @@ from minicnet.checkpoints import load_checkpoint, save_checkpoint
 from minicnet.devices import TrainingError, autocast, rank_of
 from minicnet.diffusion import diffusion_loss
 from minicnet.muon import Muon
+from minicnet.runs import deferred_interrupt
 
 MUON_RATE, ADAM_RATE = 0.02, 0.01
 RIM = {"conv_in", "conv_out", "share", "tokens", "places"}  # the base's layers that touch pixels, x_t or words
@@ -47,13 +45,13 @@ def rate_at(step, steps):
     return min(1, (step + 1) / min(WARM_UP, 1 + steps // 10)) * (1 - step / steps)
 
 
-def draw_batch(step, seed, images, prompts, *, batch_size, drop_prompts, T):
+def draw_batch(step, seed, images, prompts, *, batch_size, drop_prompts, T, t_power=0.5):
     """x_0, prompt, t, eps of one training step: a function of seed and step, on the device of the images.
 
     prompts: (N, V, L), the first of V the whole caption, the others parts of it (`training_prompts`). A share SAY_LESS
     of prompts is drawn from all V, and a share `drop_prompts` is replaced by the null prompt. Timesteps run over
-    0 .. T-1, the later the more often: t = T sqrt(u), u uniform. Each of batch_size equal parts of u gives one t, so
-    batches are alike.
+    0 .. T-1: t = T u^t_power, u uniform, so with a power below 1 later ones come more often. Each of batch_size equal
+    parts of u gives one t, so batches are alike.
     """
     device = images.device
     generator = torch.Generator(device).manual_seed(seed * 10_000_000 + step)
@@ -65,7 +63,7 @@ def draw_batch(step, seed, images, prompts, *, batch_size, drop_prompts, T):
     way = torch.where(uniform(batch_size) < SAY_LESS, (uniform(batch_size) * prompts.shape[1]).long(), 0)
     prompt = prompts[index, way].masked_fill(uniform(batch_size, 1) < drop_prompts, 0)
     u = (torch.arange(batch_size, device=device) + uniform(1)) / batch_size
-    t = (T * u.sqrt()).long().clamp(max=T - 1)
+    t = (T * u**t_power).long().clamp(max=T - 1)
     x_0 = images[index]
     return x_0, prompt, t, torch.randn(x_0.shape, generator=generator, device=device)
 
@@ -86,7 +84,8 @@ class Loss(nn.Module):
         return diffusion_loss(self.eps_model(self.net, x_0, prompt), self.schedule, x_0, t, eps, self.weight)
 
 
-def train(net, eps_model, schedule, images, prompts, *, steps, batch_size, drop_prompts, seed, snapshot=None):
+def train(net, eps_model, schedule, images, prompts, *, steps, batch_size, drop_prompts, seed, t_power=0.5,
+          snapshot=None):
     """Trains `net`, and after each step yields (step, loss, average, take_snapshot).
 
     eps_model(net, x_0, prompt): the `eps_model(x_t, t)` to train on a batch; x_0 is there to make a condition of.
@@ -114,7 +113,7 @@ def train(net, eps_model, schedule, images, prompts, *, steps, batch_size, drop_
             for group in optimizer.param_groups:
                 group["lr"] = rate * rate_at(step, steps)
         batch = draw_batch(step, seed, images, prompts, batch_size=batch_size, drop_prompts=drop_prompts,
-                           T=len(schedule))
+                           T=len(schedule), t_power=t_power)
         with autocast(images.device):
             loss = loss_of(*(x[rank::ranks] for x in batch))
         loss.backward()
@@ -192,23 +191,3 @@ def fit(net, eps_model, schedule, images, prompts, *, path, about, look, looks=1
     net.load_state_dict(average.state_dict())
     net.eval()
     return history, seconds + time.perf_counter() - start
-
-
-@contextmanager
-def deferred_interrupt():
-    """Within, a first Ctrl-C only fills the list that this yields, so that the step can end; a second stops at once."""
-    requests = []
-    if threading.current_thread() is not threading.main_thread():  # only the main thread hears of Ctrl-C
-        yield requests
-        return
-
-    def remember(number, frame):
-        if requests:
-            raise KeyboardInterrupt
-        requests.append(number)
-
-    before = signal.signal(signal.SIGINT, remember)
-    try:
-        yield requests
-    finally:
-        signal.signal(signal.SIGINT, before)
