@@ -62,12 +62,12 @@ def rows_of(f1, arithmetic):
     """Rows in which the adapter's edge-F1 and arithmetic are these, and ControlNet's 0.98 and 1.4."""
     rows = {}
     for seed in (0, 1):
-        for name, value in {"base": 0.7, "ControlNet": 0.98, "adapter": f1, "copy, once": 0.9}.items():
+        for name, value in {"base": 0.7, "ControlNet": 0.98, "adapter": f1, "copy once": 0.9}.items():
             values = [value + 0.01 * seed, value - 0.01]
             rows[f"{name}-{seed}"] = {measure: value for measure in ("edge_f1", "label_accuracy")} | \
                 {f"{measure}_blocks": values for measure in ("edge_f1", "label_accuracy")}
         rows[f"cost-{seed}"] = {f"{name}, {unit}": ratio for unit in ("arithmetic", "time") for name, ratio in
-                                {"base": 1.0, "ControlNet": 1.4, "adapter": arithmetic, "copy, once": 1.05}.items()}
+                                {"base": 1.0, "ControlNet": 1.4, "adapter": arithmetic, "copy once": 1.05}.items()}
     return rows
 
 

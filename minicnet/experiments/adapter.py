@@ -4,9 +4,9 @@ ControlNet reads x_t, t and the prompt, so it runs beside the base at each step 
 the condition: it runs once for an image, and adds the same residuals at each step. Two are trained on edges, with the
 seeds, batches and number of steps of ControlNet:
 
-    adapter      a small network of residual blocks, as in that paper
-    copy, once   ControlNet's own copy of the encoder, given nothing but the condition: what does running once cost by
-                 itself?
+    adapter     a small network of residual blocks, as in that paper
+    copy once   ControlNet's own copy of the encoder, given nothing but the condition: what does it cost, by itself,
+                to run but once?
 
 Unlike those of that paper, they add to what the decoder gets, as ControlNet does, and not to what the encoder goes on
 with; and they end in zero convolutions, so that training starts from the base.
@@ -86,7 +86,7 @@ class CopyOnce(ControlNet):
         return hint
 
 
-NETS = {"ControlNet": ControlNet, "adapter": Adapter, "copy, once": CopyOnce}
+NETS = {"ControlNet": ControlNet, "adapter": Adapter, "copy once": CopyOnce}
 VARIANTS = ("base", *NETS)
 
 
@@ -151,7 +151,7 @@ def verdict(rows):
     return ("not reproduced", "mixed", "reproduced")[cheap + as_well], (
         f"with an adapter, drawing took {price('adapter')} of the base alone, with ControlNet {price('ControlNet')}. "
         f"Edge-F1 was {f1}. The adapter's edge-F1 minus ControlNet's was {told('adapter')}, its label accuracy "
-        f"{told('adapter', 'label_accuracy')}. The copy that runs once was {told('copy, once')} in edge-F1")
+        f"{told('adapter', 'label_accuracy')}. The copy that runs once was {told('copy once')} in edge-F1")
 
 
 def figure(rows, lab):
