@@ -24,7 +24,7 @@ CLAIM = ("Sudden convergence comes at a certain step, so for as many images a la
          "than more steps after it (docs/train.md of the authors' code; not in the paper).")
 WHY_HERE = ("There, it comes after 3,000 to 7,000 steps of four images, at AdamW's rate of 1e-5. Here it comes after "
             "tens of steps of Muon, whose length does not depend on the gradient's.")
-SIZES = {"small": 1 / 2, "usual": 1, "large": 4}  # times lab.batch_size
+SIZES = {"small": 1 / 2, "usual": 1, "large": 2}  # times lab.batch_size
 SHARE = 2 / 3  # of the images that other experiments train on, so that large batches end soon after the net sets in
 
 
