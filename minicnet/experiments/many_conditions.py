@@ -1,138 +1,123 @@
 """Many conditions (the paper's section 3.4 and Fig. 6): do ControlNets that were trained apart work together by adding?
 
-On coloured digits, edges say where and the colour map says which colours. One ControlNet is trained for each, alone.
-Then their residuals are added, with no weights and no training. All draw the same prompts, which name the digit and no
-colours, from the same noise. The same is done with one net for the left half of the edges and one for the right half.
+On coloured digits, edges say where and the colour map says which colours. The two ControlNets that come with the base
+were trained apart. Here their residuals are added, without any training. The prompts name the digit and no colours;
+noise and prompts are the same in all rows, and there is no guidance.
 
-Two strains on the sum, which may fail: edges of one digit and the colour map of an image with another place for its
-ink; and four times the same condition, a residual four times as strong as any that was seen in training.
+Is 1 + 1 the best sum? On the first seed, each of the two gets strengths from 0 to 2. And two sums contradict
+themselves: edges with the colours of another image, and the edges of two digits at once. The paper shows pictures of
+sums that agree.
 """
 
-from functools import partial
+import itertools
 
-import torch
 from matplotlib.figure import Figure
 
 from minicnet.conditions import canny, colour
-from minicnet.controlnet import ControlNet
-from minicnet.evaluation import colour_error
-from minicnet.experiments.lab import across_seeds, clearly_better, control_eps, in_figures, main, mean
+from minicnet.evaluation import colour_error, edge_f1
+from minicnet.experiments.composition import nets
+from minicnet.experiments.lab import blocks, in_figures, interval, main, mean
 from minicnet.experiments.plots import columns_of_images
 
 BASE = "coloured"
 CLAIM = "Conditions compose by adding the outputs of their ControlNets, without weights (section 3.4, Fig. 6)."
+WHY_HERE = ("Edges and colour map are made of the same image, and hardly speak of the same thing. Both controls were "
+            "trained on the same base and images. Controls of other bases or of rivalling conditions may need weights.")
+STRENGTHS = (0, 0.5, 1, 1.5, 2)
+CONTRARY, TWO = "edges, colours of another", "edges of two digits"
 
 
-def left(images):
-    """The left half of the edges."""
-    edges = canny(images)
-    return edges * (torch.arange(edges.shape[-1], device=edges.device) < edges.shape[-1] // 2)
+def key(edges, colours):
+    """The name of a sum in which edges and colours have these strengths."""
+    return f"{edges:g} x edges + {colours:g} x colour"
 
 
-def right(images):
-    """The right half of the edges."""
-    return canny(images) - left(images)
+NEITHER, EDGES, COLOUR, BOTH = (key(*strengths) for strengths in ((0, 0), (1, 0), (0, 1), (1, 1)))
 
 
-LONGER = 2.5  # times the usual steps for the net for colour: it sets in slowly, as colours hardly lessen the loss
-CONDITIONS = {"edges": canny, "colour": colour, "left": left, "right": right}
-SUMS = [(), ("edges",), ("colour",), ("edges", "colour"), ("left",), ("right",), ("left", "right")]
-
-
-def nets(lab, seed):
-    """The four ControlNets of this seed, each trained alone."""
-    trained = {}
-    for name, condition_of in CONDITIONS.items():
-        make = partial(ControlNet, lab.unet, condition_of(lab.test_images[:1]).shape[1])
-        steps = int(lab.steps * (LONGER if name == "colour" else 1))
-        eps_model = control_eps(lambda net: (lab.unet, net), condition_of)
-        trained[name] = lab.edge_control(seed) if name == "edges" else \
-            lab.trained(name, seed, make, eps_model, steps=steps)[0]
-    return trained
-
-
-def drawing(lab, seed, names, count=None, colours_of=None):
-    """The first test images' prompts under the sum of the named conditions of these images.
-
-    colours_of: images to take the colour map from instead.
-    """
-    trained, images = nets(lab, seed), lab.test_images[:count]
-    given = [CONDITIONS[name](images if name != "colour" or colours_of is None else colours_of) for name in names]
-    controls = [(trained[name], condition, 1) for name, condition in zip(names, given)]
-    return lab.draw(lab.test_prompts[:count], controls, seed=seed)
+def draw(lab, seed, *controls, count=None):
+    """Images of the first test prompts under triples (net, condition, strength). Those of strength 0 are left out."""
+    return lab.draw(lab.test_prompts[:count], [control for control in controls if control[2]], seed=seed, guidance=1)
 
 
 def run(lab):
-    images = lab.test_images
-    edges, other = canny(images), images.roll(1, 0)
+    edge_net, colour_net = nets(lab)
+    edges, colours = canny(lab.test_images), colour(lab.test_images)
+    other_edges, other_colours = edges.roll(1, 0), colours.roll(1, 0)  # of the image before
 
-    def measured(seed, names, colours_of=None):
-        drawn = drawing(lab, seed, names, colours_of=colours_of)
-        colours = colour(images if colours_of is None else colours_of)
-        return {**lab.score(drawn, lab.test_labels, edges), "colour_error": colour_error(drawn, colours)}
+    def measured(seed, controls, colours=colours):
+        images = draw(lab, seed, *controls)
+        return {"edge_f1": edge_f1(images, edges), "edge_f1_blocks": blocks(edge_f1, images, edges),
+                "other_f1": edge_f1(images, other_edges), "colour_error": colour_error(images, colours),
+                "colour_error_blocks": blocks(colour_error, images, colours)}
 
     for seed in lab.seeds:
-        for names in SUMS:
-            lab.row(f"{title(names)}-{seed}", measured, seed, names)
-        lab.row(f"edges + another image's colour-{seed}", measured, seed, ("edges", "colour"), other)
-        lab.row(f"4 x edges-{seed}", measured, seed, ("edges",) * 4)
+        for a, b in itertools.product(STRENGTHS if seed == lab.seeds[0] else (0, 1), repeat=2):
+            lab.row(f"{key(a, b)}-{seed}", measured, seed, [(edge_net, edges, a), (colour_net, colours, b)])
+        contrary = [(edge_net, edges, 1), (colour_net, other_colours, 1)]
+        lab.row(f"{CONTRARY}-{seed}", measured, seed, contrary, other_colours)
+        lab.row(f"{TWO}-{seed}", measured, seed, [(edge_net, edges, 1), (edge_net, other_edges, 1)])
 
 
-def title(names):
-    return " + ".join(names) or "neither"
+def grid(rows, name):
+    """What the measure called `name` is for all strengths, edges downwards, on the first seed."""
+    return [[rows[f"{key(a, b)}-0"][name] for b in STRENGTHS] for a in STRENGTHS]
 
 
 def verdict(rows):
-    # Adding works if the sum keeps at least 90% of what each net reaches alone, measured from the base without any, and
-    # two halves of the edges together are clearly better than either.
-    def gain(start, measure):
-        return abs(mean(rows, start, measure) - mean(rows, "neither", measure))
+    """Reproduced if the sum keeps at least 90% of what each control alone gains over the base, mixed if of one."""
+    def gain(start, name):
+        return abs(mean(rows, start, name) - mean(rows, NEITHER, name))
 
-    if gain("edges", "edge_f1") < 0.05 or gain("colour", "colour_error") < 0.25 * mean(rows, "neither", "colour_error"):
-        return "not reproduced", "the nets do not even follow their conditions alone"
-    kept = [gain("edges + colour", measure) >= 0.9 * gain(alone, measure)
-            for alone, measure in (("edges", "edge_f1"), ("colour", "colour_error"))]
-    both, *halves = (across_seeds(rows, name, "edge_f1") for name in ("left + right", "left", "right"))
-    good = sum(kept) + all(clearly_better(both, half) for half in halves)
-    word = {3: "reproduced", 0: "not reproduced"}.get(good, "mixed")
+    alone = (EDGES, "edge_f1"), (COLOUR, "colour_error")
+    if gain(*alone[0]) < 0.05 or gain(*alone[1]) < 0.25 * mean(rows, NEITHER, "colour_error"):
+        return "not reproduced", "the controls do not even follow their conditions alone"
+    kept = sum(gain(BOTH, name) >= 0.9 * gain(start, name) for start, name in alone)
 
-    def pair(start):
-        return f"{in_figures(rows, start, 'edge_f1')}, {in_figures(rows, start, 'colour_error')}"
+    def against(ours, theirs, name):
+        return "{:+.3f} ({:+.3f} .. {:+.3f})".format(*interval(rows, ours, theirs, name))
 
-    other = "edges + another image's colour"
-    return word, (
-        f"edge-F1, colour error: neither {pair('neither')}; edges {pair('edges')}; colour {pair('colour')}; edges + "
-        f"colour {pair('edges + colour')}. Left and right half of the edges: edge-F1 "
-        f"{in_figures(rows, 'left', 'edge_f1')}, {in_figures(rows, 'right', 'edge_f1')}, added "
-        f"{in_figures(rows, 'left + right', 'edge_f1')}. Strained: {other} {pair(other)}; edges four times "
-        f"{pair('4 x edges')}")
+    def both(start):
+        return f"{in_figures(rows, start, 'edge_f1')} and {in_figures(rows, start, 'colour_error')}"
+
+    best = max(itertools.chain(*grid(rows, "edge_f1"))), min(itertools.chain(*grid(rows, "colour_error")))
+    here = rows[f"{BOTH}-0"]
+    return ("not reproduced", "mixed", "reproduced")[kept], (
+        f"edge-F1 and colour error are {both(NEITHER)} without control, {both(EDGES)} under edges, {both(COLOUR)} "
+        f"under colours, {both(BOTH)} under their sum. The sum changes the edge-F1 of edges alone by "
+        f"{against(BOTH, EDGES, 'edge_f1')}, and the colour error of colours alone by "
+        f"{against(BOTH, COLOUR, 'colour_error')}. Over all strengths, of seed 0, the best are {best[0]:.3f} and "
+        f"{best[1]:.3f}, where 1 + 1 has {here['edge_f1']:.3f} and {here['colour_error']:.3f}. With the colours of "
+        f"another image edge-F1 changes by {against(CONTRARY, BOTH, 'edge_f1')} and colour error by "
+        f"{against(CONTRARY, BOTH, 'colour_error')}. Under the edges of two digits at once, edge-F1 is "
+        f"{in_figures(rows, TWO, 'edge_f1')} for the digit that the prompt names and "
+        f"{in_figures(rows, TWO, 'other_f1')} for the other; under the first's alone it is "
+        f"{in_figures(rows, EDGES, 'edge_f1')} and {in_figures(rows, EDGES, 'other_f1')}")
 
 
 def figure(rows, lab):
-    fig = Figure(figsize=(12, 6.2), layout="constrained")
-    points, pictures = fig.subplots(1, 2, width_ratios=[1, 1.5])
-    for names in SUMS:
-        x, y = mean(rows, title(names), "edge_f1"), mean(rows, title(names), "colour_error")
-        points.plot(x, y, "o", color="tab:blue" if len(names) < 2 else "tab:green")
-        below = names in (("left",), ("edges",))  # which lie beside others
-        points.annotate(title(names), (x, y), xytext=(4, -11 if below else 4), textcoords="offset points", fontsize=8)
-    for name in ("edges + another image's colour", "4 x edges"):
-        x, y = mean(rows, name, "edge_f1"), mean(rows, name, "colour_error")
-        points.plot(x, y, "x", color="tab:red")
-        points.annotate(name, (x, y), xytext=(4, -10), textcoords="offset points", fontsize=8)
-    points.plot(1, 0, "*", color="tab:orange", markersize=12, label="real images")
-    points.set(xlabel="edge-F1 (1 is best)", ylabel="colour error (0 is best)", title="Mean of the seeds")
-    points.margins(0.15)
-    points.legend(fontsize=8)
-    points.grid(alpha=0.3)
-    count, images = 8, lab.test_images[:8]
-    columns = {"real": images, "edges\ngiven": canny(images) * 2 - 1, "colour\ngiven": colour(images) * 2 - 1}
-    for names in ((), ("edges",), ("colour",), ("edges", "colour"), ("left", "right")):
-        columns[title(names)] = drawing(lab, lab.seeds[0], names, count)
-    columns["edges +\nother\ncolour"] = drawing(lab, lab.seeds[0], ("edges", "colour"), count, images.roll(1, 0))
-    columns["4 x\nedges"] = drawing(lab, lab.seeds[0], ("edges",) * 4, count)
-    columns = {name.replace(" + ", " +\n"): pictures for name, pictures in columns.items()}
-    columns_of_images(pictures, columns, fontsize=7.5)
+    fig = Figure(figsize=(10, 10), layout="constrained")
+    top, bottom = fig.subfigures(2, 1, height_ratios=[1, 2.2])
+    looks = {"edge_f1": ("edge-F1 (1 is best)", "viridis", "linear"),
+             "colour_error": ("colour error (0 is best)", "viridis_r", "log")}
+    for ax, (name, (title, cmap, norm)) in zip(top.subplots(1, 2), looks.items()):
+        ticks = range(len(STRENGTHS))
+        shown = ax.imshow(grid(rows, name), origin="lower", cmap=cmap, norm=norm)
+        ax.plot(STRENGTHS.index(1), STRENGTHS.index(1), "s", color="white", fillstyle="none", markersize=26)
+        ax.set_xticks(ticks, STRENGTHS)
+        ax.set_yticks(ticks, STRENGTHS)
+        ax.set(xlabel="strength of colours", ylabel="strength of edges", title=title)
+        top.colorbar(shown, ax=ax)
+    seed, count, (edge_net, colour_net) = lab.seeds[0], 6, nets(lab)
+    images = lab.test_images[:count]
+    edges, colours = (edge_net, canny(images), 1), (colour_net, colour(images), 1)
+    other_edges, other_colours = ((net, condition.roll(1, 0), 1) for net, condition, _ in (edges, colours))
+    sums = {"neither": (), "edges": (edges,), "colours": (colours,), "edges +\ncolours": (edges, colours),
+            "edges +\ncolours of\nrow above": (edges, other_colours),
+            "edges +\nedges of\nrow above": (edges, other_edges)}
+    columns = {"real": images, "its edges": edges[1] * 2 - 1, "its colours": colours[1] * 2 - 1}
+    columns |= {name: draw(lab, seed, *controls, count=count) for name, controls in sums.items()}
+    columns_of_images(bottom.subplots(), columns)
     return fig
 
 
