@@ -140,8 +140,8 @@ def verdict(rows):
 
 
 def figure(rows, lab):
-    fig = Figure(figsize=(10, 9.5), layout="constrained")
-    grid = fig.add_gridspec(3, 2, height_ratios=[1, 1, 1.1])
+    fig = Figure(figsize=(10, 9), layout="constrained")
+    grid = fig.add_gridspec(3, 2, height_ratios=[1, 1, 0.9])
     steps = next(iter(rows.values()))["steps"]
 
     def panel(row, column, lines, title):
@@ -163,7 +163,7 @@ def figure(rows, lab):
     convs = {("middle" if i == last else f"skip {i}", f"C{i}"): i for i in range(last + 1)}
     panel(1, 0, {look: f"raw size {i}" for look, i in convs.items()}, "Residuals against the base's features (raw)")
     panel(1, 1, {look: f"raw share {i}" for look, i in convs.items()}, "Share of them that depends on the edges (raw)")
-    few = 5
+    few = 4
     columns = {"edges": canny(lab.test_images[:few]) * 2 - 1}
     for step, averaged, _ in trainings(lab, lab.seeds[0], warm_up=True):  # the same again: drawn images are not kept
         columns[f"{step}"] = draw(lab, averaged, few)
