@@ -89,7 +89,8 @@ def figure(rows, lab):
     grouped_bars(left, HEADINGS.values(), {"": bars},
                  "IoU of the masks found again")
     left.axhline(mean(rows, "real", "mask_iou"), color="black", linestyle="--", label="real images")
-    left.legend(fontsize=9, loc="lower right")
+    left.set_ylim(0, 1.2)
+    left.legend(fontsize=9, loc="upper left")
     few, seed = slice(0, 5), lab.seeds[0]
     columns = {"real": lab.test_images[few], "its\nmask": mask(lab.test_images[few]) * 2 - 1}
     columns |= {name: draw(lab, method, seed, lab.test_prompts[few]) for method, name in HEADINGS.items()}
