@@ -41,7 +41,7 @@ FULL = dict(base_steps=1300, control_steps=350, batch_size=32, t_power=0.5, clas
             measured=400)
 QUICK = dict(base_steps=30, control_steps=20, batch_size=32, t_power=0.5, classifier_steps=100, classifier_width=16,
              measured=64)
-CIFAR10 = dict(base_steps=10_000, control_steps=2000, batch_size=64, t_power=1, classifier_steps=4000,
+CIFAR10 = dict(base_steps=10_000, control_steps=3000, batch_size=64, t_power=1, classifier_steps=4000,
                classifier_width=48, measured=2000)
 MODELS = {"cifar10": dict(channels=40, multipliers=(1, 2, 2))}  # for the others UNet's own settings do
 FILES = ("base.pt", "control.pt", "metrics.json", "samples.png", "learning.png")

@@ -46,7 +46,7 @@ PACKAGE = Path(__file__).parents[1]
 SOURCES = {f"minicnet.{path.stem}" if path.parent == PACKAGE else f"minicnet.experiments.{path.stem}":
            path.read_text(encoding="utf-8")  # read now, as it is what runs, whatever is edited meanwhile
            for path in sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("experiments/*.py")])}
-READERS = {"verdict", "figure"}  # functions that read rows
+SAYING = {"CLAIM", "WHY_HERE", "verdict", "figure"}  # what an experiment makes of its rows, and says of them
 SHOWING = {"minicnet.cli", "minicnet.figures", "minicnet.experiments.plots"}  # modules that no row depends on
 
 
@@ -100,17 +100,18 @@ class Lab:
 
     # -- training ------------------------------------------------------------------------------------------------------
 
-    def trained(self, name, seed, make, eps_model, images=None, prompts=None, *, shared=False, look=None, steps=None,
+    def trained(self, name, seed, make, eps_model, images=None, prompts=None, *, shared=None, look=None, steps=None,
                 drop_prompts=None):
         """The network `make()` after training with this seed, frozen, and its history; from a file if it was trained.
 
         name: of the file. eps_model(net, x_0, prompt) as for `train`. images, prompts: all of the training set unless
-        given. shared: the experiments share this network, and its file. look(net): numbers to note now and then.
+        given. shared: the module whose code alone makes this network, which then has one file for all experiments.
+        look(net): numbers to note now and then.
         """
         images = self.train_images if images is None else images
         prompts = self.train_prompts if prompts is None else prompts
         path = self.out / ("trained" if shared else self.name) / f"{self.base}-{name}-{seed}.pt"
-        stamp = stamp_of(self.base, self.settings) if shared else self.stamp
+        stamp = stamp_of(self.base, self.settings, shared) if shared else self.stamp
         about = dict(kind="experiment", stamp=short_hash(json.dumps(stamp)))
         if path.exists() and load_checkpoint(path, {"kind": "experiment"})["stamp"] != about["stamp"]:
             set_aside(path)
@@ -125,7 +126,7 @@ class Lab:
     def edge_control(self, seed):
         """The ControlNet for edges that most experiments start from."""
         eps_model = control_eps(lambda net: (self.unet, net), canny)
-        return self.trained("edges", seed, lambda: ControlNet(self.unet), eps_model, shared=True)[0]
+        return self.trained("edges", seed, lambda: ControlNet(self.unet), eps_model, shared="lab")[0]
 
     # -- drawing and measuring -----------------------------------------------------------------------------------------
 
@@ -188,7 +189,8 @@ def control_eps(parts, condition_of):
 
 def stamp_of(base, settings, name="lab"):
     """All that rows and networks depend on: weights, settings, and code, that of the experiment `name` among it."""
-    return {"base": short_hash((WEIGHTS / base / "base.pt").read_bytes()), "settings": settings,
+    return {"base": short_hash(*(path.read_bytes() for path in sorted((WEIGHTS / base).glob("*.pt")))),
+            "settings": settings,
             "code": short_hash(*code_of(f"minicnet.experiments.{name}", {}).values())}
 
 
@@ -201,7 +203,7 @@ def code_of(module, found):
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)):
-            node.body = [part for part in node.body if getattr(part, "name", None) not in READERS
+            node.body = [part for part in node.body if not SAYING & _names(part)
                          and not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))]
     found[module] = ast.unparse(tree)
     for node in imports:
@@ -209,6 +211,12 @@ def code_of(module, found):
             if name in SOURCES and name not in found and name not in SHOWING:
                 code_of(name, found)
     return found
+
+
+def _names(statement):
+    """What a definition or an assignment gives a name to."""
+    return {getattr(target, "id", None) for target in getattr(statement, "targets", [])} | {
+        getattr(statement, "name", None)}
 
 
 def short_hash(*parts):

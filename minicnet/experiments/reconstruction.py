@@ -42,7 +42,7 @@ def trained(lab, method, seed):
         "scratch": (lambda: ConcatenatedUNet(UNet(**lab.unet.settings)), lambda net: (net, ConditionItself()), 0.1),
         "lite": (lambda: ControlNetLite(lab.unet), lambda net: (lab.unet, net), None),
         "control": (lambda: ControlNet(lab.unet), lambda net: (lab.unet, net), None)}[method]
-    net, _ = lab.trained(f"mask-{method}", seed, make, control_eps(parts, mask), shared=True,
+    net, _ = lab.trained(f"mask-{method}", seed, make, control_eps(parts, mask), shared="reconstruction",
                          drop_prompts=drop_prompts)  # a tenth of the prompts, as when the base was trained
     return parts(net)
 
