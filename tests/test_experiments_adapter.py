@@ -76,4 +76,4 @@ def rows_of(f1, arithmetic):
     (0.96, 1.02, "mixed"), (0.98, 1.2, "mixed"), (0.96, 1.2, "not reproduced")])
 def test_an_adapter_must_be_cheap_and_follow_as_well(f1, arithmetic, word):
     found, why = adapter.verdict(rows_of(f1, arithmetic))
-    assert found == word and f"{arithmetic:.2f} times its arithmetic" in why and f"{f1 - 0.98:+.3f}" in why
+    assert found == word and f"{arithmetic:.2f} times the base's arithmetic" in why and f"{f1 - 0.98:+.3f}" in why
