@@ -91,13 +91,13 @@ def verdict(rows):
 
 def figure(rows, lab):
     fig = Figure(figsize=(10, 8), layout="constrained")
-    top, bottom = fig.subfigures(2, 1, height_ratios=[1, 1.3])
+    top, bottom = fig.subfigures(2, 1, height_ratios=[1, 1.5])
     titles = {"edge_f1": "edge-F1", "label_accuracy": "label accuracy", "loss": "loss on test images (less is better)"}
     places = dict(zip(SIZES, range(len(SIZES))))
     for ax, (name, title) in zip(top.subplots(1, len(titles)), titles.items()):
-        for way, mark in {"control": "o", "unlocked": "^", "finetuned": "s"}.items():
+        for way, (mark, shift) in {"control": ("o", 0), "unlocked": ("^", 0.1), "finetuned": ("s", 0.2)}.items():
             values = {size: across_seeds(rows, f"{way} {size}", name) for size in SIZES}
-            points = [(places[size], value) for size, some in values.items() for value in some]
+            points = [(places[size] + shift, value) for size, some in values.items() for value in some]
             ax.plot(*zip(*points), mark, alpha=0.7, label=WAYS[way])
         if name != "loss":
             ax.axhline(mean(rows, "base", name), color="tab:gray", linestyle="--", label="base alone")

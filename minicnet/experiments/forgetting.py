@@ -100,17 +100,17 @@ def verdict(rows):
 
 
 def figure(rows, lab):
-    fig = Figure(figsize=(10, 9), layout="constrained")
-    top, bottom = fig.subfigures(2, 1, height_ratios=[1.2, 1])
+    fig = Figure(figsize=(10, 6.6), layout="constrained")
+    top, bottom = fig.subfigures(2, 1, height_ratios=[1.3, 1])
     ax = top.subplots()
     learned, kept = "with_edge_f1", "without_label_accuracy"
     for trial, colour in zip(TRIALS, ("tab:red", "tab:red", "tab:orange", "tab:orange", "gold", "gold")):
         row = rows[f"{trial}-0"]
         ax.plot(row[learned], row[kept], "s", color=colour, fillstyle="full" if "all" in trial else "none",
-                label=f"fine-tuned, {trial}" + " (least loss)" * (trial == chosen(rows, "finetuned")))
-    for way, mark in {"control": "o", "unlocked": "^"}.items():
-        ax.plot(across_seeds(rows, way, learned), across_seeds(rows, way, kept), mark, color="tab:blue",
-                fillstyle="full" if way == "control" else "none", label=WAYS[way])
+                label=f"fine-tuned, {trial}, seed 0")
+    for way, mark in {"finetuned": "kx", "unlocked": "b^", "control": "bo"}.items():
+        ax.plot(across_seeds(rows, way, learned), across_seeds(rows, way, kept), mark,
+                label=WAYS[way] + ", at its best" * (way == "finetuned"))
     ax.axhline(mean(rows, "base", kept), color="tab:gray", linestyle="--", label="base")
     ax.set_xlabel("learned: edge-F1 with edges", fontsize=11)
     ax.set_ylabel("kept: label accuracy without edges", fontsize=11)

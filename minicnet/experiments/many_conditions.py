@@ -107,7 +107,7 @@ def figure(rows, lab):
         ax.set_xticks(ticks, STRENGTHS)
         ax.set_yticks(ticks, STRENGTHS)
         ax.set(xlabel="strength of colours", ylabel="strength of edges", title=title)
-        top.colorbar(shown, ax=ax)
+        top.colorbar(shown, ax=ax, format="%.2f").ax.yaxis.set_minor_formatter("{x:.2f}")
     seed, count, (edge_net, colour_net) = lab.seeds[0], 6, nets(lab)
     images = lab.test_images[:count]
     edges, colours = (edge_net, canny(images), 1), (colour_net, colour(images), 1)

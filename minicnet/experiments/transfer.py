@@ -122,8 +122,8 @@ def verdict(rows):
 
 
 def figure(rows, lab):
-    fig = Figure(figsize=(10, 8.5), layout="constrained")
-    top, bottom = fig.subfigures(2, 1, height_ratios=[1, 1.3])
+    fig = Figure(figsize=(10, 6), layout="constrained")
+    top, bottom = fig.subfigures(2, 1, height_ratios=[1.2, 1])
     titles = {"edge_f1": "edge-F1", "label_accuracy": "label accuracy", "frechet": "Frechet distance (less is better)"}
     for ax, (name, title) in zip(top.subplots(1, 3), titles.items()):
         grouped_bars(ax, STYLES, {words: [across_seeds(rows, f"{style}, {variant}", name) for style in STYLES]
