@@ -138,7 +138,7 @@ def figure(rows, lab):
     grouped_bars(left, names, {title: [across_seeds(rows, name, measure) for name in names] for measure, title in
                                {"own": "grid trained on", "moved": "moved grid"}.items()},
                  f"Colour error (base alone, moved grid: {mean(rows, 'base', 'moved'):.2f})")
-    left.legend(fontsize=9, loc="lower right")
+    left.legend(fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.05))
     real, seed = lab.test_images[:8], lab.seeds[0]
     columns = {"real": real, "colour\ngiven": colour(real) * 2 - 1,
                **{name.replace(" to ", " to\n"): draw(lab, name, seed, len(real)) for name in ("base", *names)}}
