@@ -36,13 +36,13 @@ from minicnet.training import fit
 from minicnet.unet import UNet
 from minicnet.words import VOCABULARY, tokenize, training_prompts
 
-# t_power: of the base's training. Late timesteps, at which shapes are settled, are worth more of the time for digits.
-FULL = dict(base_steps=1300, control_steps=350, batch_size=32, t_power=0.5, classifier_steps=400, classifier_width=16,
-            measured=400)
-QUICK = dict(base_steps=30, control_steps=20, batch_size=32, t_power=0.5, classifier_steps=100, classifier_width=16,
-             measured=64)
-CIFAR10 = dict(base_steps=10_000, control_steps=3000, batch_size=64, t_power=1, classifier_steps=4000,
-               classifier_width=48, measured=2000)
+# t_power: of the base's training (`draw_batch`). scale: strength of the control when it is measured and shown.
+FULL = dict(base_steps=1300, control_steps=350, batch_size=32, t_power=0.5, scale=1.0, measured=400,
+            classifier_steps=400, classifier_width=16)
+QUICK = dict(base_steps=30, control_steps=20, batch_size=32, t_power=0.5, scale=1.0, measured=64,
+             classifier_steps=100, classifier_width=16)
+CIFAR10 = dict(base_steps=10_000, control_steps=3000, batch_size=64, t_power=1, scale=1.5, measured=2000,
+               classifier_steps=4000, classifier_width=48)
 MODELS = {"cifar10": dict(channels=40, multipliers=(1, 2, 2))}  # for the others UNet's own settings do
 FILES = ("base.pt", "control.pt", "metrics.json", "samples.png", "learning.png")
 VALIDATION = 5000  # training images kept back, to look at while training; the test set is for the end alone
@@ -183,18 +183,18 @@ def measure(args, data, base, control):
                 **prompt_accuracy(drawn, data.test_captions, classifier),
                 "frechet": frechet_distance(classifier, drawn, real)}
 
-    controls, measured = {"base": [], "with control": [(control.net, condition, 1)]}, {}
+    controls, measured = {"base": [], "with control": [(control.net, condition, args.scale)]}, {}
     for name, w in itertools.product(controls, (1, 2)):
         drawn = generate(base.unet, base.schedule, prompt, noise, controls[name], guidance=w, progress=True)
         measured[f"{name}, guidance {w}"] = scores(drawn)
     measured["real images"] = scores(images, data.val_images[:count])  # unseen by networks and classifier
-    shuffled = [(control.net, condition.roll(1, 0), 1)]
     losses = {name: heldout_loss(eps_given(prompt, base.unet, some), base.schedule, images) for name, some in
-              (("base", []), ("control", controls["with control"]), ("shuffled", shuffled))}
+              (("base", []), ("control", [(control.net, condition, 1)]),
+               ("shuffled", [(control.net, condition.roll(1, 0), 1)]))}
     return {
         "dataset": data.dataset, "condition": args.condition, "measure": fidelity.__name__,
         "base_dataset": base.dataset, "device": str(images.device), "seed": args.seed, "torch": torch.__version__,
-        "date": datetime.date.today().isoformat(), "images": count, "batch_size": args.batch_size,
+        "date": datetime.date.today().isoformat(), "images": count, "scale": args.scale, "batch_size": args.batch_size,
         "base_steps": base.history[-1]["step"], "control_steps": args.control_steps, "measured": measured,
         "heldout_loss": losses}
 
@@ -205,7 +205,7 @@ def draw(args, data, base, control, metrics):
     condition = CONDITIONS[args.condition](images)
     prompt = data.test_prompts[:8].repeat_interleave(4, dim=0)
     noise = seeded_noise((len(prompt), *images.shape[1:]), args.seed + 1, images.device)
-    controls = [(control.net, condition.repeat_interleave(4, dim=0), 1)]
+    controls = [(control.net, condition.repeat_interleave(4, dim=0), args.scale)]
     plain, drawn = (generate(base.unet, base.schedule, prompt, noise, some, guidance=guidance).unflatten(0, (-1, 4))
                     for some in ([], controls))
     score = metrics["measured"][f"with control, guidance {guidance}"][metrics["measure"]]
@@ -228,6 +228,8 @@ def parse_arguments(argv=None):
                           ("batch_size", "images in a step"), ("measured", "test images to measure on")):
         parser.add_argument("--" + name.replace("_", "-"), type=cli.positive,
                             help=f"{meaning}; default: {FULL[name]}, for CIFAR-10 {CIFAR10[name]}")
+    parser.add_argument("--scale", type=cli.finite, help="strength of the control in what is measured and drawn; "
+                        f"default: {FULL['scale']}, for CIFAR-10 {CIFAR10['scale']}")
     parser.add_argument("--quick", action="store_true", help="a smoke run of the same path, with poor digits")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     args = parser.parse_args(argv)

@@ -41,9 +41,10 @@ def table(metrics):
     names = [name for name in TITLES if name in columns["real images"]]
     base = f"{metrics['base_steps']} steps of the base in {seconds['base']:.0f} s" if seconds["base"] else \
         f"The base is of an earlier run on {metrics['base_dataset']}"
+    strength = "" if metrics.get("scale", 1) == 1 else f", strength of the control {metrics['scale']}"
     lines = [
         f"**{metrics['dataset']}, {metrics['condition']}**, seed {metrics['seed']}, {metrics['device']}, "
-        f"torch {metrics['torch']}, {metrics['date']}, {metrics['images']} test images",
+        f"torch {metrics['torch']}, {metrics['date']}, {metrics['images']} test images{strength}",
         "",
         f"| | {' | '.join(columns)} |",
         "|---|" + "---|" * len(columns),
