@@ -310,7 +310,8 @@ def test_the_defaults_are_a_full_run_quick_is_a_short_one_and_flags_that_are_giv
 
 @pytest.mark.parametrize("flags", [
     ["--dataset", "minst"], ["--device", "gpu"], ["--base-steps", "0"], ["--control-steps", "-3"],
-    ["--batch-size", "ten"], ["--scale", "nan"], ["--seed", "9" * 20], ["--nonsense"], ["--out", "a", "--base", "a/base.pt"]])
+    ["--batch-size", "ten"], ["--scale", "nan"], ["--seed", "9" * 20], ["--nonsense"],
+    ["--out", "a", "--base", "a/base.pt"]])
 def test_a_flag_that_makes_no_sense_is_refused_with_the_usage(capsys, flags):
     with pytest.raises(SystemExit) as refused:
         script.parse_arguments(flags)
