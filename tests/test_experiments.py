@@ -21,7 +21,7 @@ from minicnet.conditions import canny
 from minicnet.controlnet import ControlNet, freeze
 from minicnet.digits import colourise, describe_digits, draw_digits
 from minicnet.experiments import all as all_experiments
-from minicnet.experiments import composition, cost
+from minicnet.experiments import cost
 from minicnet.experiments import lab as lab_module
 from minicnet.experiments.lab import Lab, across_seeds, clearly_better, control_eps, experiment, mean
 from minicnet.unet import UNet
@@ -35,7 +35,9 @@ TINY = dict(seeds=[0, 1], steps=2, batch_size=2, drop_prompts=0.5, looks=2, imag
 
 @functools.cache
 def digits(name, split):
-    """70 digits of a dataset that is drawn or coloured-drawn: images, labels, captions."""
+    """70 digits of a dataset that is drawn or coloured-drawn, or 70 of no kind: images, labels, captions."""
+    if name == "cifar10":
+        return torch.rand(70, 3, 32, 32) * 2 - 1, torch.arange(70) % 10, ["a horse"] * 70
     images, labels = draw_digits(70, seed=len(split))
     if name == "drawn":
         return images, labels, describe_digits(70, seed=len(split))[0]
@@ -45,12 +47,13 @@ def digits(name, split):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory, randomised):
-    """The folder of two tiny bases, each with two controls."""
+    """The folder of three tiny bases, each with two controls."""
     folder = tmp_path_factory.mktemp("weights")
-    for base, channels, dataset in (("digits", 1, "drawn"), ("coloured", 3, "coloured-drawn")):
+    for base, channels, dataset, side in (("digits", 1, "drawn", 28), ("coloured", 3, "coloured-drawn", 28),
+                                          ("cifar10", 3, "cifar10", 32)):
         unet = randomised(UNet(in_channels=channels, channels=8, multipliers=(1,), patch=4), std=0.1)
         save_checkpoint(folder / base / "base.pt", dict(
-            kind="base", vocabulary=list(VOCABULARY), image_shape=[channels, 28, 28], schedule=["cosine", 1000],
+            kind="base", vocabulary=list(VOCABULARY), image_shape=[channels, side, side], schedule=["cosine", 1000],
             dataset=dataset, model=unet.settings, weights=unet.state_dict()))
         for condition, count in (("canny", 1), ("colour", 3)):
             net = randomised(ControlNet(unet, count), std=0.1)
@@ -64,7 +67,10 @@ def weights(tmp_path_factory, randomised):
 def tiny(monkeypatch, tmp_path, weights):
     """Settings, data and bases for a run in seconds, and a folder for it."""
     shutil.copytree(weights, tmp_path / "weights")
-    monkeypatch.setattr(composition, "WEIGHTS", tmp_path / "weights")
+    for name in all_experiments.NAMES:
+        module = importlib.import_module(f"minicnet.experiments.{name}")
+        if hasattr(module, "WEIGHTS"):
+            monkeypatch.setattr(module, "WEIGHTS", tmp_path / "weights")
     for name, value in dict(QUICK=TINY, WEIGHTS=tmp_path / "weights",
                             load_dataset=lambda name, split: digits(name, split)[:2],
                             captions=lambda name, split: digits(name, split)[2]).items():
@@ -80,7 +86,7 @@ def make_lab(tiny):
 def trained(lab, seed=0):
     """The least network that can be trained, in the file digits-least-SEED.pt of all experiments."""
     return lab.trained("least", seed, lambda: nn.Sequential(nn.Conv2d(1, 1, 1)),
-                       lambda net, x_0, prompt: lambda x_t, t: net(x_t), shared=True)[0]
+                       lambda net, x_0, prompt: lambda x_t, t: net(x_t), shared="lab")[0]
 
 
 # Rows and networks that survive a stop

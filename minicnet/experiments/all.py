@@ -18,8 +18,9 @@ from minicnet.checkpoints import write_atomically
 from minicnet.experiments import lab
 from minicnet.report import update_readme
 
-NAMES = ("zero_convolution", "sudden_convergence", "cost", "data_size", "forgetting", "many_conditions", "transfer",
-         "guidance", "composition", "attention")
+NAMES = ("zero_convolution", "sudden_convergence", "cost", "data_size", "forgetting", "many_conditions", "photos",
+         "transfer", "guidance", "reconstruction", "quality", "no_prompt", "prompt_dropping", "batch_size", "adapter",
+         "consistency", "composition", "attention")
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(".github") / "results" / "experiments"
 BEGIN, END = "<!-- claims: made by python -m minicnet.experiments.all -->", "<!-- end of claims -->"
