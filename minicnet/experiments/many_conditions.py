@@ -107,7 +107,8 @@ def figure(rows, lab):
         ax.set_xticks(ticks, STRENGTHS)
         ax.set_yticks(ticks, STRENGTHS)
         ax.set(xlabel="strength of colours", ylabel="strength of edges", title=title)
-        top.colorbar(shown, ax=ax, format="%.2f").ax.yaxis.set_minor_formatter("{x:.2f}")
+        bar = top.colorbar(shown, ax=ax, ticks=[0.03, 0.05, 0.1, 0.2, 0.3] if norm == "log" else None, format="%.2f")
+        bar.minorticks_off()
     seed, count, (edge_net, colour_net) = lab.seeds[0], 6, nets(lab)
     images = lab.test_images[:count]
     edges, colours = (edge_net, canny(images), 1), (colour_net, colour(images), 1)
