@@ -54,19 +54,24 @@ def _small(fig, colours, **options):
     """A figure as the bytes of a PNG of few colours, which takes a third of the space."""
     large, small = io.BytesIO(), io.BytesIO()
     fig.savefig(large, format="png", **options)
-    Image.open(large).convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    method = Image.Quantize.FASTOCTREE if colours > 128 else Image.Quantize.MEDIANCUT  # the first keeps gradients
+    few = Image.open(large).convert("RGB").quantize(colours, method, dither=Image.Dither.NONE)
+    few.save(small, "png", optimize=True)
     return small.getvalue()
 
 
 def image(ax, picture, title="", low=-1, high=1, cmap="gray"):
-    """One image (H, W) or (1, H, W), without axes."""
-    ax.imshow(torch.as_tensor(picture).detach().squeeze(), cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
+    """One image (H, W), (1, H, W) or, in colours, (3, H, W), without axes."""
+    picture = torch.as_tensor(picture).detach().squeeze()
+    if picture.ndim == 3:
+        picture = ((picture.movedim(0, -1) - low) / (high - low)).clamp(0, 1)
+    ax.imshow(picture, cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
     ax.set_title(title)
     ax.set(xticks=[], yticks=[])
 
 
-def rows(named, titles=(), inch=1.0, low=-1, high=1):
-    """Rows of images: {name of the row: (N, 1, H, W)}. titles: one for each column."""
+def rows(named, titles=(), inch=1.0, low=-1, high=1, cmap="gray", colours=64):
+    """Rows of images: {name of the row: N images, each as for `image`}. titles: one for each column."""
     columns = max(map(len, named.values()))
     size = inch * columns + 1.2, inch * len(named) + 0.25 * bool(titles)
     fig, axes = plt.subplots(len(named), columns, figsize=size, layout="constrained", squeeze=False)
@@ -74,11 +79,11 @@ def rows(named, titles=(), inch=1.0, low=-1, high=1):
         for i, ax in enumerate(line):
             ax.set(xticks=[], yticks=[])
             if i < len(pictures):
-                image(ax, pictures[i], titles[i] if titles and row == 0 else "", low, high)
+                image(ax, pictures[i], titles[i] if titles and row == 0 else "", low, high, cmap)
             else:
                 ax.axis("off")
         line[0].set_ylabel(name, rotation=0, ha="right", va="center")
-    show(fig)
+    show(fig, colours)
 
 
 def moving(draw, frames, moments, panels=1, size=(3.0, 3.0), fps=8, dpi=72, colours=64):
@@ -257,7 +262,40 @@ def gradient_maps(groups, norms, shown):
 
 
 def tile(images, frame=1):
-    """A list of rows (N, 1, H, W) as one picture, with gray lines between."""
-    rows = torch.stack([torch.nn.functional.pad(row, (frame,) * 4, value=0.0) for row in images])  # (R, N, 1, h, w)
-    R, N, _, H, W = rows.shape
-    return rows[:, :, 0].permute(0, 2, 1, 3).reshape(R * H, N * W)
+    """Rows of images, each (N, C, H, W), as one picture (C, ...), with gray lines between."""
+    rows = torch.stack([torch.nn.functional.pad(row, (frame,) * 4, value=0.0) for row in images])  # (R, N, C, h, w)
+    R, N, C, H, W = rows.shape
+    return rows.permute(2, 0, 3, 1, 4).reshape(C, R * H, N * W)
+
+
+# Many conditions (notebook 6).
+
+
+def dots(table):
+    """{name of a row: {name of a measure: value}}: a panel for each measure, with a dot and its value for each row."""
+    measures = [*next(iter(table.values()))]
+    fig, axes = plt.subplots(1, len(measures), figsize=(10, 0.36 * len(table) + 0.6), sharey=True, layout="constrained")
+    for ax, measure in zip(axes, measures):
+        values = [row[measure] for row in table.values()]
+        ax.hlines(range(len(values)), 0, values, color="lightgray", zorder=0)
+        ax.plot(values, range(len(values)), "o")
+        for place, value in enumerate(values):
+            ax.annotate(f"{value:.3f}", (value, place), (6, 0), textcoords="offset points", va="center", fontsize=9)
+        ax.set(title=measure, xlim=(0, 1.45 * max(values) or 1), xticks=[])
+        ax.spines[["top", "right", "bottom"]].set_visible(False)
+    axes[0].set_yticks(range(len(table)), table)
+    axes[0].invert_yaxis()
+    show(fig)
+
+
+def curves(panels, xlabel):
+    """{title of a panel: {name of a curve: its values}}, side by side."""
+    fig, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.0), layout="constrained")
+    for ax, (title, named) in zip(axes, panels.items()):
+        for name, values in named.items():
+            ax.plot(range(1, len(values) + 1), values, label=name)
+        ax.set(title=title, xlabel=xlabel, xscale="log")
+        ax.minorticks_off()
+        ax.set_xticks(ticks := [n for n in (1, 2, 5, 10, 20, 50) if n <= len(values)], ticks)
+    axes[-1].legend()
+    show(fig)
