@@ -33,7 +33,7 @@ REDUCED = {  # knobs of the parameters cell, turned down for a quick run
                                 SAMPLING_STEPS=2),
     "05_controlnet": dict(TRAIN_IMAGES=1000, HELD_OUT=10, STEPS=10, LOOK_EVERY=10, BATCH=4, SAMPLING_STEPS=5,
                           STRENGTHS=[0, 1], CONFLICTS=10, GUIDANCE=[0, 2], CLASSIFIER_STEPS=50),
-    "06_many_conditions": dict(COUNT=3, MEASURED=12, STEPS=8, SCALES=[0.0, 1.0]),
+    "06_many_conditions": dict(IMAGES=12, SHOWN=3, STEPS=8, FILMED=2, FILM_STEPS=12, STRENGTHS=[0, 1]),
     "07_claims": dict(),
 }
 
