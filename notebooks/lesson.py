@@ -232,7 +232,82 @@ def _plane(ax):
     ax.set(xlim=(-2.4, 2.4), ylim=(-2.4, 2.4), xticks=[], yticks=[], aspect="equal")
 
 
-# Inside a network (notebook 4). Blue is positive, red is negative, white is zero.
+# Inside a network (notebooks 3 to 5). Blue is positive, red is negative, white is zero.
+
+
+def u_shape(unet, x_t, t, prompt):
+    """Draws a UNet. Returns {its place in the U: (shape that goes in, shape that comes out)}."""
+    encoder, decoder = [unet.encoder.conv_in, *unet.encoder.stages], [*unet.decoder.stages][::-1]  # by the skip's row
+    shapes, hooks, levels = {}, [], len(encoder)
+    places = {**{("down", row): module for row, module in enumerate(encoder)}, "middle": unet.encoder.middle,
+              **{("up", row): module for row, module in enumerate(decoder)}}
+    for place, module in places.items():
+        def remember(module, inputs, output, place=place):
+            shapes[place] = (tuple(inputs[0].shape[1:]), tuple(output.shape[1:]))
+        hooks.append(module.register_forward_hook(remember))
+    with torch.no_grad():
+        unet(x_t, t, prompt)
+    for hook in hooks:
+        hook.remove()
+
+    fig, ax = plt.subplots(figsize=(11.4, 6.2), layout="constrained")
+    ax.set(xlim=(-1.75, 2.55), ylim=(-0.5, levels + 1.45), title="The U: channels x height x width of its feature maps")
+    ax.axis("off")
+
+    def box(x, y, text, color):
+        return ax.text(x, y, text, ha="center", va="center", linespacing=1.3,
+                       bbox=dict(boxstyle="round,pad=0.4", facecolor=color, edgecolor="gray")), (x, y)
+
+    def arrow(start, end, text="", color="dimgray", **style):
+        (a, at), (b, to) = start, end
+        ax.annotate("", to, at, arrowprops=dict(arrowstyle="->", color=color, patchA=a.get_bbox_patch(),
+                                                patchB=b.get_bbox_patch(), shrinkA=4, shrinkB=4, **style))
+        ax.text((at[0] + to[0]) / 2, at[1] + 0.06, text, ha="center", va="bottom", color=color)
+
+    def size(shape):
+        return " x ".join(map(str, shape))
+
+    def parts(module):
+        names = [type(part).__name__ for part in (module if hasattr(module, "__iter__") else [module])]
+        return " +\n".join([" + ".join(names[:2]), " + ".join(names[2:])]).removesuffix(" +\n")
+
+    noisy = box(0, levels + 1, f"$x_t$  {size(x_t.shape[1:])}\nfolded to {size(shapes['down', 0][0])}", "white")
+    noise = box(2, levels + 1, f"last convolution, unfolded:\n$\\varepsilon$  {size(x_t.shape[1:])}", "white")
+    downs = [box(0, levels - i, f"{parts(module)}\n{size(shapes['down', i][1])}", "#cfe2f3")
+             for i, module in enumerate(encoder)]
+    ups = [box(2, levels - i, f"{parts(module)}\n{size(shapes['up', i][0])}  to  {size(shapes['up', i][1])}", "#d9ead3")
+           for i, module in enumerate(decoder)]
+    middle = box(1, 0, f"middle\n{parts(unet.encoder.middle)}\n{size(shapes['middle'][1])}", "#fff2cc")
+    words = box(-1.2, 1, "prompt\ntext encoder\na vector for each word", "#ead1dc")
+    emb = box(-1.2, 3, "timestep\n+ the sum of the words\n= emb, for every ResBlock\nand for the share", "#ead1dc")
+    fig.draw_without_rendering()  # from here on boxes have a size
+    for start, end in zip([noisy, *downs], downs):
+        arrow(start, end)
+    for start, end in zip([*ups[::-1]], [*ups[-2::-1], noise]):
+        arrow(start, end)
+    for i, (down, up) in enumerate(zip(downs, ups)):
+        arrow(down, up, f"skip {i + 1}", linestyle="dashed")
+    arrow(downs[-1], middle, connectionstyle="angle,angleA=-90,angleB=180,rad=0")
+    arrow(middle, ups[-1], connectionstyle="angle,angleA=0,angleB=-90,rad=0")
+    arrow(noisy, noise, "a learned share of $x_t$, added", "tab:red", linestyle="dashed")
+    arrow(words, emb, color="tab:purple")
+    arrow(words, downs[-1], color="tab:purple")
+    arrow(words, (middle[0], (1, -0.2)), color="tab:purple", connectionstyle="angle,angleA=-90,angleB=180,rad=0")
+    show(fig, colours=128)
+    return shapes
+
+
+def pairs_of_bars(groups, title, ylabel="loss"):
+    """groups: {name: {name of a bar: value}}, the same bars in each, side by side; on a logarithmic scale."""
+    fig, ax = plt.subplots(figsize=(9.4, 3.2), layout="constrained")
+    width = 0.8 / len(groups)
+    for i, (name, values) in enumerate(groups.items()):
+        at = [place - 0.4 + width * (i + 0.5) for place in range(len(values))]
+        ax.bar_label(ax.bar(at, values.values(), width, label=name), fmt="%.3f", fontsize=9)
+    ax.set(title=title, ylabel=ylabel, yscale="log", xticks=range(len(values)), xticklabels=values)
+    ax.margins(y=0.25)
+    ax.legend(ncols=len(groups), loc="upper left")
+    show(fig)
 
 
 def maps(named, inch=1.15):
@@ -243,6 +318,17 @@ def maps(named, inch=1.15):
         most = picture.abs().max().item() or 1
         image(ax, picture, name, -most, most, "RdBu")
     show(fig)
+
+
+def gradients_of_parts(net, gradients):
+    """{part of a ControlNet: the norm of its gradients}, from the condition to the exits. gradients: of all weights."""
+    squares = dict.fromkeys(["condition encoder", "its zero convolution", "copy of the encoder",
+                             "zero convolutions at the exits"], 0.0)
+    entrance = f"condition_encoder.{len(net.condition_encoder) - 1}."
+    for (name, _), gradient in zip(net.named_parameters(), gradients, strict=True):
+        part = 3 if name.startswith("zero") else 2 if name.startswith("encoder") else int(name.startswith(entrance))
+        squares[[*squares][part]] += gradient.square().sum().item()
+    return {part: square**0.5 for part, square in squares.items()}
 
 
 def gradient_maps(groups, norms, shown):

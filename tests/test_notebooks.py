@@ -31,8 +31,8 @@ REDUCED = {  # knobs of the parameters cell, turned down for a quick run
                     GUIDANCE=[0, 1, 2], DRAWN=20),
     "04_zero_convolution": dict(BATCH=4, LOOKS=3, STDS=[0, 1], TRAIN_STEPS=2, TRAIN_IMAGES=20, DRAWN=2, HELD_OUT=4,
                                 SAMPLING_STEPS=2),
-    "05_controlnet": dict(TRAIN_IMAGES=1000, HELD_OUT=10, STEPS=10, LOOK_EVERY=10, BATCH=4, SAMPLING_STEPS=5,
-                          STRENGTHS=[0, 1], CONFLICTS=10, GUIDANCE=[0, 2], CLASSIFIER_STEPS=50),
+    "05_controlnet": dict(TRAIN_IMAGES=1000, HELD_OUT=10, STEPS=10, DRAW_EVERY=5, LOOK_EVERY=5, TEST_STEPS=5, BATCH=4,
+                          SAMPLING_STEPS=4, STRENGTHS=[0, 1], CONFLICTS=10, GUIDANCE=[0, 2], CLASSIFIER_STEPS=50),
     "06_many_conditions": dict(IMAGES=12, SHOWN=3, STEPS=8, FILMED=2, FILM_STEPS=12, STRENGTHS=[0, 1]),
     "07_claims": dict(),
 }
