@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 TOOLS = ROOT / "notebooks" / "assignments"
 sys.path.insert(0, str(TOOLS))
 import grade  # noqa: E402
-from make_student import ASSIGNMENTS, make_student  # noqa: E402
+from make_student import ASSIGNMENTS, blank, make_student, shown_text, squeezed  # noqa: E402
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="scored tests run apart on Linux only")
 QUIET = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
@@ -479,6 +479,18 @@ def test_handouts_are_kept_with_the_outputs_of_one_run():
 def test_lessons_that_answer_a_written_question_are_left_out(trees, assignment, lessons):
     kept = {path.name[:2] for path in (trees / assignment / "notebooks").glob("*.ipynb")}
     assert "01" in kept and not kept & {*lessons, "07"}
+
+
+def test_no_lesson_that_is_kept_shows_a_removed_line(trees):
+    for name, files in ASSIGNMENTS.items():
+        removed = [squeezed(line) for file, blanks in files.items()
+                   for line in blank((ROOT / file).read_text(), blanks)[1]]
+        for path in (trees / name / "notebooks").glob("*.ipynb"):
+            cells = json.loads(path.read_text())["cells"]
+            text = squeezed("".join(
+                "".join(cell["source"]) + "".join(map(shown_text, cell.get("outputs", [])))
+                for cell in cells))
+            assert [line for line in removed if len(line) > 20 and line in text] == [], f"{name}: {path.name}"
 
 
 @pytest.mark.slow

@@ -104,7 +104,7 @@ def make_student(name, target):
     for notebook in sorted((target / "notebooks").rglob("*.ipynb")):
         content, handout = json.loads(notebook.read_text()), notebook.stem == name
         for cell in content["cells"]:
-            printed = squeezed("".join("".join(output.get("text", "")) for output in cell.get("outputs", [])))
+            printed = squeezed("".join(map(shown_text, cell.get("outputs", []))))
             if cell["cell_type"] == "code" and (handout or any(answer in printed for answer in answers)):
                 cell.update(outputs=[], **{"execution_count": None} if handout else {})
         if handout:
@@ -153,6 +153,11 @@ def find(tree, source, wanted):
                 return start, statement.end_lineno
             above = statement.end_lineno
     raise ValueError(f"{wanted.function} has no lines from {wanted.first!r} to {wanted.last!r}: mend ASSIGNMENTS")
+
+
+def shown_text(output):
+    """What a cell printed or, as lessons show code of the library, wrote in Markdown."""
+    return "".join(output.get("text", "")) + "".join(output.get("data", {}).get("text/markdown", ""))
 
 
 def squeezed(text):
