@@ -296,6 +296,19 @@ def test_a_damaged_run_does_not_go_on_and_is_left_alone(finished, tmp_path, name
     assert files(out) == before
 
 
+def test_at_strength_zero_what_is_measured_with_control_is_the_base_and_else_it_is_not(finished, tmp_path, no_figures):
+    measured = {}
+    for scale in (0, 1):
+        out = copy_of(finished, tmp_path / str(scale))
+        script.main(arguments(out, "--resume", "--scale", scale))
+        metrics = read_json(out / "metrics.json")
+        measured[scale] = metrics["measured"]
+        assert metrics["scale"] == scale
+    for w in (1, 2):
+        assert measured[0][f"with control, guidance {w}"] == measured[0][f"base, guidance {w}"]
+    assert measured[1] == finished.metrics["measured"] != measured[0]
+
+
 # Flags
 
 

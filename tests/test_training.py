@@ -58,6 +58,12 @@ def float32(monkeypatch):
 # Batches
 
 
+@pytest.mark.parametrize("t_power", [0.5, 1])
+def test_timesteps_are_spread_as_their_power_says(t_power):
+    *_, t, _ = draw_batch(0, 0, IMAGES, PROMPTS, batch_size=1000, drop_prompts=0, T=T, t_power=t_power)
+    assert t.float().mean() == pytest.approx(T / (1 + t_power), rel=0.01)  # of T u^p, u uniform
+
+
 def test_a_batch_depends_on_seed_and_step_alone():
     first, stream = batch(step=7, seed=3), torch.get_rng_state()
     batch(step=8, seed=3)
