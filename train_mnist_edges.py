@@ -21,13 +21,14 @@ from types import SimpleNamespace
 import torch
 
 from minicnet import cli
+from minicnet.adherence import prompt_accuracy
 from minicnet.checkpoints import CheckpointError, fingerprint, load_base, save_checkpoint, schedule_of, write_json
 from minicnet.conditions import CONDITIONS
 from minicnet.controlnet import ControlNet, controlled, freeze
 from minicnet.data import DATASETS, DataError, captions, choose_dataset, load_dataset
 from minicnet.devices import join_processes, pick_device
 from minicnet.diffusion import NoiseSchedule
-from minicnet.evaluation import MEASURES, edge_f1, frechet_distance, heldout_loss, prompt_accuracy, train_classifier
+from minicnet.evaluation import MEASURES, edge_f1, frechet_distance, heldout_loss, train_classifier
 from minicnet.figures import learning_curves, samples_sheet, save_figure
 from minicnet.report import TITLES, table
 from minicnet.runs import open_run

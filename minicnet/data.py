@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minicnet.digits import choose_colours, colourise, describe_digits, draw_digits
+from minicnet.colours import choose_colours, colourise
+from minicnet.digits import describe_digits, draw_digits
 from minicnet.downloads import DOWNLOADS, LONGEST, DataError, check, download, in_a_line
 from minicnet.words import CLOTHES, DIGITS, THINGS, with_article
 

@@ -84,13 +84,14 @@ class Loss(nn.Module):
         return diffusion_loss(self.eps_model(self.net, x_0, prompt), self.schedule, x_0, t, eps, self.weight)
 
 
-def train(net, eps_model, schedule, images, prompts, *, steps, batch_size, drop_prompts, seed, t_power=0.5,
+def train(net, eps_model, schedule, images, prompts, *, steps, batch_size, drop_prompts, seed, t_power=0.5, rate=1,
           snapshot=None):
     """Trains `net`, and after each step yields (step, loss, average, take_snapshot).
 
     eps_model(net, x_0, prompt): the `eps_model(x_t, t)` to train on a batch; x_0 is there to make a condition of.
-    images: (N, C, H, W) in [-1, 1]; prompts: (N, V, L); both on the device to train on. average: the net with averaged
-    (EMA) weights. take_snapshot(): all that the next step depends on; given as `snapshot`, training goes on from there.
+    images: (N, C, H, W) in [-1, 1]; prompts: (N, V, L); both on the device to train on. rate: times the usual learning
+    rates. average: the net with averaged (EMA) weights. take_snapshot(): all that the next step depends on; given as
+    `snapshot`, training goes on from there.
     Under torchrun, each process takes its share of each batch, and torch averages the gradients.
     """
     average = copy.deepcopy(net).eval().requires_grad_(False)
@@ -109,9 +110,9 @@ def train(net, eps_model, schedule, images, prompts, *, steps, batch_size, drop_
 
     net.train()
     for step in range(start, steps):
-        for optimizer, rate in zip(optimizers, (MUON_RATE, ADAM_RATE)):
+        for optimizer, usual in zip(optimizers, (MUON_RATE, ADAM_RATE)):
             for group in optimizer.param_groups:
-                group["lr"] = rate * rate_at(step, steps)
+                group["lr"] = rate * usual * rate_at(step, steps)
         batch = draw_batch(step, seed, images, prompts, batch_size=batch_size, drop_prompts=drop_prompts,
                            T=len(schedule), t_power=t_power)
         with autocast(images.device):

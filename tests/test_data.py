@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from minicnet import data, digits, downloads
+from minicnet import colours, data, digits, downloads
 from minicnet.data import DataError, captions, choose_dataset, load_dataset
 from minicnet.words import CLOTHES, DIGITS, THINGS, tokenize, with_article
 
@@ -182,7 +182,7 @@ def test_coloured_images_are_the_gray_ones_painted_as_the_captions_say(tmp_path,
     gray, images = (load_dataset(name, split)[0] for name in ("drawn", "coloured-drawn"))
     for white, image, prompt in zip(gray[:, 0], (images + 1) / 2, captions("coloured-drawn", split)):
         _, ink, _, _, paper, _ = prompt.split()
-        families = {**digits.LIGHT, **digits.DARK}
+        families = {**colours.LIGHT, **colours.DARK}
         for name, gray_value in ((ink, 1), (paper, -1)):
             colour = image[:, white == gray_value]  # (3, P)
             assert (colour - colour[:, :1]).abs().max() == 0

@@ -17,9 +17,10 @@ from torch import nn
 
 from minicnet import experiments
 from minicnet.checkpoints import WEIGHTS, CheckpointError, fingerprint, save_checkpoint
+from minicnet.colours import colourise
 from minicnet.conditions import canny
 from minicnet.controlnet import ControlNet, freeze
-from minicnet.digits import colourise, describe_digits, draw_digits
+from minicnet.digits import describe_digits, draw_digits
 from minicnet.experiments import all as all_experiments
 from minicnet.experiments import cost
 from minicnet.experiments import lab as lab_module
@@ -182,6 +183,11 @@ def test_an_interval_holds_the_true_difference_in_about_95_of_100_cases():
         assert low < difference < high and difference == pytest.approx((values[0] - values[1]).mean().item(), abs=1e-6)
         held.append(low < 0.03 < high)
     assert 0.88 < sum(held) / 300 < 0.99
+
+
+def test_an_interval_is_told_with_signs_and_as_many_digits_as_asked_for():
+    told = lab_module.Interval(0.0123, -0.003, 0.021)
+    assert f"{told}" == "+0.012 (-0.003 to +0.021)" and f"{told:+.4f}" == "+0.0123 (-0.0030 to +0.0210)"
 
 
 def test_blocks_are_of_24_images_each_and_their_mean_is_that_of_all():

@@ -188,7 +188,8 @@ def test_weights_averages_and_losses_are_float32_in_either_precision(monkeypatch
 # The loop
 
 
-def test_train_is_clipped_muon_and_adamw_on_the_diffusion_loss_and_an_average_of_the_weights(float32):
+@pytest.mark.parametrize("times", [1, 0.3])
+def test_train_is_clipped_muon_and_adamw_on_the_diffusion_loss_and_an_average_of_the_weights(float32, times):
     """Against what it says that it does, written again."""
     net, expected, averaged, norms = tiny_net(), tiny_net(), tiny_net(), []
     muon = Muon([expected.weight], lr=0)
@@ -198,7 +199,7 @@ def test_train_is_clipped_muon_and_adamw_on_the_diffusion_loss_and_an_average_of
     def half(net, x_0, prompt):  # of whose gradients some are clipped, some are not
         return lambda x_t, t: 0.5 * net(x_t)
 
-    for step, loss, average, _ in train(net, half, SCHEDULE, IMAGES, PROMPTS, **SETTINGS):
+    for step, loss, average, _ in train(net, half, SCHEDULE, IMAGES, PROMPTS, **SETTINGS, rate=times):
         x_0, _, t, eps = batch(step - 1, batch_size=4)
         errors = (0.5 * expected(SCHEDULE.add_noise(x_0, eps, t)) - eps).square()
         expected_loss = (errors * (weight / weight.mean())[t].view(-1, 1, 1, 1)).mean()
@@ -208,7 +209,7 @@ def test_train_is_clipped_muon_and_adamw_on_the_diffusion_loss_and_an_average_of
             parameter.grad = grad / max(1, norms[-1])
         rate = min(1, step / 3) * (26 - step) / 25  # up to a tenth of the steps, then down
         for optimizer, most in ((muon, training.MUON_RATE), (adamw, training.ADAM_RATE)):
-            optimizer.param_groups[0]["lr"] = most * rate
+            optimizer.param_groups[0]["lr"] = times * most * rate
             optimizer.step()
         with torch.no_grad():
             for a, p in zip(averaged.parameters(), expected.parameters()):

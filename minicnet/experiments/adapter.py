@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minicnet.conditions import canny
 from minicnet.controlnet import Control, ControlNet, zero_conv
-from minicnet.experiments.lab import across_seeds, control_eps, interval, main, mean
+from minicnet.experiments.lab import across_seeds, interval, main, mean
 from minicnet.experiments.plots import grouped_bars, lines_of_images
 from minicnet.unet import Downsample, ResBlock
 
@@ -93,7 +93,7 @@ VARIANTS = ("base", *NETS)
 def trained(lab, name, seed):
     if name == "ControlNet":
         return lab.edge_control(seed)
-    return lab.trained(name, seed, lambda: NETS[name](lab.unet), control_eps(lambda net: (lab.unet, net), canny))[0]
+    return lab.trained_control(name, seed, lambda: NETS[name](lab.unet))[0]
 
 
 def controls_of(lab, name, seed, count=None):
@@ -143,20 +143,20 @@ def ratios(rows, name, unit):
 def verdict(rows):
     """Reproduced if drawing with the adapter takes at most CHEAP times the base's arithmetic, and edge-F1 is, the whole
     interval through, at most AS_WELL below ControlNet's. Mixed if one of these holds."""
-    def told(name, measure="edge_f1"):
-        return "{:+.3f} ({:+.3f} to {:+.3f})".format(*interval(rows, name, "ControlNet", measure))
+    def lead(name, measure="edge_f1"):
+        return interval(rows, name, "ControlNet", measure)
 
     def price(name):
         return "{:.2f} times the base's arithmetic and {:.2f} times its time".format(
             *(statistics.mean(ratios(rows, name, unit)) for unit in ("arithmetic", "time")))
 
     cheap = max(ratios(rows, "adapter", "arithmetic")) <= CHEAP
-    as_well = interval(rows, "adapter", "ControlNet", "edge_f1")[1] >= -AS_WELL
+    as_well = interval(rows, "adapter", "ControlNet", "edge_f1").low >= -AS_WELL
     f1 = ", ".join(f"{name} {mean(rows, name, 'edge_f1'):.3f}" for name in VARIANTS)
     return ("not reproduced", "mixed", "reproduced")[cheap + as_well], (
         f"drawing took {price('adapter')} with an adapter, {price('ControlNet')} with ControlNet. Edge-F1 was "
-        f"{f1}. The adapter's edge-F1 minus ControlNet's was {told('adapter')}, that of the copy that runs once "
-        f"{told('copy once')}. In label accuracy, the adapter's difference was {told('adapter', 'label_accuracy')}")
+        f"{f1}. The adapter's edge-F1 minus ControlNet's was {lead('adapter')}, that of the copy that runs once "
+        f"{lead('copy once')}. In label accuracy, the adapter's difference was {lead('adapter', 'label_accuracy')}")
 
 
 def figure(rows, lab):

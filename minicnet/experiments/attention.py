@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 
+from minicnet.colours import DARK, LIGHT
 from minicnet.conditions import mask
 from minicnet.diffusion import guided, sample_ddim
-from minicnet.digits import DARK, LIGHT
 from minicnet.experiments.lab import across_seeds, in_figures, main
 from minicnet.sampling import seeded_noise
 from minicnet.unet import CrossAttention

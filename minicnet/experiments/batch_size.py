@@ -9,14 +9,11 @@ In one seed, edge-F1 of a few images is looked at through the training: does the
 whatever the batch, as the notes say?
 """
 
-import copy
-
 from matplotlib.figure import Figure
 
 from minicnet.conditions import canny
-from minicnet.controlnet import ControlNet
 from minicnet.evaluation import edge_f1
-from minicnet.experiments.lab import across_seeds, clearly_better, control_eps, interval, main, mean
+from minicnet.experiments.lab import across_seeds, clearly_better, interval, main, mean
 from minicnet.experiments.plots import grouped_bars, lines_of_images
 
 BASE = "digits"
@@ -29,20 +26,16 @@ SHARE = 2 / 3  # of the images that other experiments train on, so that large ba
 
 
 def trained(lab, size, seed):
-    """The net after training in batches of that size, its history, and the lab that has such batches."""
-    own = copy.copy(lab)
-    own.batch_size, own.looks = max(1, int(SIZES[size] * lab.batch_size)), 20
-    own.steps = max(1, int(SHARE * lab.steps * lab.batch_size) // own.batch_size)
-    few = slice(0, 24)
+    """The net after training in batches of that size, its history, and {"steps", "batch_size"}."""
+    batch_size, few = max(1, int(SIZES[size] * lab.batch_size)), slice(0, 24)
+    own = {"steps": max(1, int(SHARE * lab.steps * lab.batch_size) // batch_size), "batch_size": batch_size}
     edges = canny(lab.test_images[few])
 
     def look(net):
         return {"edge_f1": edge_f1(lab.draw(lab.test_prompts[few], [(net, edges, 1)], guidance=1.0), edges)}
 
-    eps_model = control_eps(lambda net: (lab.unet, net), canny)
-    net, history = own.trained(size, seed, lambda: ControlNet(lab.unet), eps_model,
-                               look=look if seed == lab.seeds[0] else None)
-    return net, history, own
+    looks = {"look": look, "looks": 20} if seed == lab.seeds[0] else {}
+    return *lab.trained_control(size, seed, **own, **looks), own
 
 
 def draw(lab, net, seed, count=None):
@@ -57,8 +50,7 @@ def run(lab):
         net, history, own = trained(lab, size, seed)
         curve = {"seen": [row["step"] for row in history], "curve": [row["edge_f1"] for row in history]} \
             if seed == lab.seeds[0] else {}
-        return {**lab.score(draw(lab, net, seed), lab.test_labels, edges), "steps": own.steps,
-                "batch_size": own.batch_size, **curve}
+        return {**lab.score(draw(lab, net, seed), lab.test_labels, edges), **own, **curve}
 
     for seed in lab.seeds:
         for size in SIZES:
@@ -81,20 +73,17 @@ def verdict(rows):
     one of them, and not clearly worse by the other; else not reproduced."""
     f1, over_usual = (interval(rows, "large", other, "edge_f1") for other in ("small", "usual"))
     large, small = (across_seeds(rows, size, "frechet") for size in ("large", "small"))
-    leads = [(f1[1] > 0) - (f1[2] < 0), clearly_better(large, small, -1) - clearly_better(small, large, -1)]
+    leads = [(f1.low > 0) - (f1.high < 0), clearly_better(large, small, -1) - clearly_better(small, large, -1)]
     word = {2: "reproduced", 1: "mixed"}.get(sum(leads), "not reproduced")
 
     def of_all(name, digits):
         return ", ".join(f"{mean(rows, size, name):.{digits}f}" for size in SIZES)
 
-    def told(difference):
-        return "{:+.3f} ({:+.3f} to {:+.3f})".format(*difference)
-
     runs = [watched(rows, size) for size in SIZES]
     return word, (
         f"after {', '.join('{steps} steps of {batch_size}'.format(**row) for row in runs)} images, edge-F1 was "
         f"{of_all('edge_f1', 3)}, and the Frechet distance {of_all('frechet', 1)}. The largest batch instead of the "
-        f"smallest changed edge-F1 by {told(f1)}, instead of the middle one by {told(over_usual)}. Half of its rise "
+        f"smallest changed edge-F1 by {f1}, instead of the middle one by {over_usual}. Half of its rise "
         f"was over by step {', '.join(str(sets_in(row)) for row in runs)}, in the one seed looked at")
 
 

@@ -11,10 +11,11 @@ import itertools
 import torch
 from matplotlib.figure import Figure
 
+from minicnet.adherence import prompt_accuracy
 from minicnet.checkpoints import WEIGHTS, load_control
+from minicnet.colours import DARK, LIGHT, held_out
 from minicnet.conditions import canny, colour
-from minicnet.digits import DARK, LIGHT, held_out
-from minicnet.evaluation import colour_error, edge_f1, prompt_accuracy
+from minicnet.evaluation import colour_error, edge_f1
 from minicnet.experiments.lab import in_figures, main, mean
 from minicnet.experiments.plots import columns_of_images
 from minicnet.words import DIGITS, tokenize, with_article

@@ -8,12 +8,10 @@ starts from the base here too (up to rounding: the sums are longer). Data and ba
 """
 
 import copy
-from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-from minicnet import training
 from minicnet.conditions import canny
 from minicnet.controlnet import ControlNet, freeze, trainable_copy
 from minicnet.experiments.lab import control_eps
@@ -88,9 +86,8 @@ def taught(lab, way, data, seed, images, prompts, trial):
     make = {"control": ControlNet, "unlocked": Unlocked, "finetuned": ConcatenatedUNet}[way]
     rate, length = TRIALS[trial]
     steps = max(1, lab.steps // 2 // length)
-    with learning_rates_times(rate):
-        net, _ = lab.trained(f"{way}-{data}-{rate:g}-{steps}", seed, lambda: make(lab.unet),
-                             control_eps(lambda net: parts(lab, way, net), canny), images, prompts, steps=steps)
+    net, _ = lab.trained(f"{way}-{data}-{rate:g}-{steps}", seed, lambda: make(lab.unet),
+                         control_eps(lambda net: parts(lab, way, net), canny), images, prompts, steps=steps, rate=rate)
     return parts(lab, way, net)
 
 
@@ -101,14 +98,3 @@ def chosen(rows, way):
     """
     best = min(TRIALS, key=lambda trial: rows[f"{trial}-0"]["loss"])
     return {"control": "rate 1, all steps", "unlocked": best.replace("a third", "all steps"), "finetuned": best}[way]
-
-
-@contextmanager
-def learning_rates_times(factor):
-    """Within, `train` has its learning rates times this factor."""
-    usual = training.MUON_RATE, training.ADAM_RATE
-    training.MUON_RATE, training.ADAM_RATE = (factor * rate for rate in usual)
-    try:
-        yield
-    finally:
-        training.MUON_RATE, training.ADAM_RATE = usual

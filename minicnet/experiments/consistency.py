@@ -114,17 +114,15 @@ def verdict(rows):
     def gain(name, measure):
         return interval(rows, name, "plain", measure)
 
-    def told(difference):
-        return "{:+.4f} ({:+.4f} to {:+.4f})".format(*difference)
-
     def helps(name):
-        return gain(name, "moved")[2] < 0 <= gain(name, "label_accuracy")[2]
+        return gain(name, "moved").high < 0 <= gain(name, "label_accuracy").high
 
     def of_all(measure, digits):
         return ", ".join(f"{name} {mean(rows, name, measure):.{digits}f}" for name in ("base", "before", *LONGEST))
 
     word = "reproduced" if helps("up to 200") else "mixed" if helps("up to 800") else "not reproduced"
-    moved, own = ([told(gain(name, measure)) for name in ("up to 200", "up to 800")] for measure in ("moved", "own"))
+    moved, own = ([f"{gain(name, measure):+.4f}" for name in ("up to 200", "up to 800")]
+                  for measure in ("moved", "own"))
     return word, (
         f"the colour error on the moved grid was {of_all('moved', 4)}. Against plain training, feedback up to t = 200 "
         f"changed it by {moved[0]}, up to t = 800 by {moved[1]}. On the grid trained on, it was {own[0]} and {own[1]}. "

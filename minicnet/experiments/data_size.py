@@ -74,15 +74,14 @@ def verdict(rows):
     read, read_all = (mean(rows, start, "label_accuracy") for start in ("control 1,000", "control all"))
     learned = all_ - floor > 0.05
     holds = learned and few - floor >= 0.8 * (all_ - floor) and read >= read_all - 0.1
-    gain, low, high = interval(rows, "control all", "control 1,000", "edge_f1")
+    gain = interval(rows, "control all", "control 1,000", "edge_f1")
     first = {key: row for key, row in rows.items() if key.endswith("-0")}
-    ahead = ["{:+.3f} ({:+.3f} .. {:+.3f})".format(*interval(first, "control 100", f"{way} 100", "edge_f1"))
-             for way in ("finetuned", "unlocked")]
+    ahead = [interval(first, "control 100", f"{way} 100", "edge_f1") for way in ("finetuned", "unlocked")]
     collapse = "do not collapse" if holds else "collapse" if learned else "tell nothing, as no training worked"
-    return "reproduced" if holds and low > 0 else "mixed" if holds else "not reproduced", (
+    return "reproduced" if holds and gain.low > 0 else "mixed" if holds else "not reproduced", (
         f"edge-F1 with {', '.join(SIZES)} images is "
         f"{', '.join(in_figures(rows, f'control {size}', 'edge_f1') for size in SIZES)}; the base alone has "
-        f"{floor:.3f}. So 1,000 images {collapse}, and all add {gain:+.3f} ({low:+.3f} .. {high:+.3f}) to them. With "
+        f"{floor:.3f}. So 1,000 images {collapse}, and all add {gain} to them. With "
         f"100 images, on one seed, ControlNet is ahead in edge-F1 of all fine-tuned, at its best "
         f"({chosen(rows, 'finetuned')}), by {ahead[0]}, and of the decoder unlocked by {ahead[1]}. All fine-tuned "
         f"reaches {rows['finetuned 100-0']['edge_f1']:.3f} with 100 images and "

@@ -79,13 +79,12 @@ def verdict(rows):
     shown (or it is drawing without edges that was forgotten). The control is ahead if with edges of the digits not
     shown its edge-F1 or its label accuracy is clearly better than fine-tuning's, and neither is clearly worse.
     """
-    lost, *lost_within = interval(rows, "base", "finetuned", "without_label_accuracy")
+    lost = interval(rows, "base", "finetuned", "without_label_accuracy")
     lost_shown = mean(rows, "base", "shown_without_label_accuracy") - mean(
         rows, "finetuned", "shown_without_label_accuracy")
-    forgets = lost_within[0] > 0 and lost >= 0.1 and lost - lost_shown >= 0.1
+    forgets = lost.low > 0 and lost.by >= 0.1 and lost.by - lost_shown >= 0.1
     leads = [interval(rows, "control", "finetuned", name) for name in ("with_edge_f1", "with_label_accuracy")]
-    ahead = any(low > 0 for _, low, _ in leads) and all(high > 0 for _, _, high in leads)
-    f1, read = ("{:+.3f} ({:+.3f} .. {:+.3f})".format(*lead) for lead in leads)
+    ahead = any(lead.low > 0 for lead in leads) and all(lead.high > 0 for lead in leads)
 
     def texts(name, *ways):
         return ", ".join(in_figures(rows, way, name) for way in ways)
@@ -93,9 +92,9 @@ def verdict(rows):
     return ("not reproduced", "mixed", "reproduced")[forgets + ahead], (
         f"asked without edges for digits that training did not show, the base is read right in "
         f"{texts('without_label_accuracy', 'base')} of the images, ControlNet, decoder unlocked and all fine-tuned in "
-        f"{texts('without_label_accuracy', *WAYS)}. Fine-tuning, at its best ({chosen(rows, 'finetuned')}), loses "
-        f"{lost:.3f} ({lost_within[0]:.3f} .. {lost_within[1]:.3f}), and with the digits shown {lost_shown:.3f}. With "
-        f"edges of digits not shown, ControlNet is ahead of it by {f1} in edge-F1 and by {read} in label accuracy "
+        f"{texts('without_label_accuracy', *WAYS)}. The base is ahead of fine-tuning, at its best "
+        f"({chosen(rows, 'finetuned')}), by {lost}, and with the digits shown by {lost_shown:.3f}. With edges of "
+        f"digits not shown, ControlNet is ahead of it by {leads[0]} in edge-F1 and by {leads[1]} in label accuracy "
         f"(edge-F1 {texts('with_edge_f1', *WAYS)})")
 
 

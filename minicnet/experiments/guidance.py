@@ -84,9 +84,9 @@ def verdict(rows):
     show, or in Frechet distance, and clearly worse in neither. Reproduced if it wins at two w of three at least, mixed
     if at one, or if `paper` or `reduced` wins at two."""
     def lead(ours, theirs):
-        _, low, high = interval(rows, ours, theirs, "label_accuracy")
+        read = interval(rows, ours, theirs, "label_accuracy")
         ours, theirs = (across_seeds(rows, start, "frechet") for start in (ours, theirs))
-        return {(low > 0) - (high < 0), clearly_better(ours, theirs, -1) - clearly_better(theirs, ours, -1)}
+        return {(read.low > 0) - (read.high < 0), clearly_better(ours, theirs, -1) - clearly_better(theirs, ours, -1)}
 
     def wins(way):
         leads = {w: (lead(f"{way} {w}", f"only {w}"), lead(f"{way} {w}", "both")) for w in GUIDANCE}
@@ -99,12 +99,12 @@ def verdict(rows):
     word = ("reproduced" if len(won["formula"]) > 1 else
             "mixed" if won["formula"] or max(len(won["paper"]), len(won["reduced"])) > 1 else "not reproduced")
     best = {way: min(GUIDANCE, key=lambda w, way=way: mean(rows, f"{way} {w}", "frechet")) for way in WAYS}
-    by, low, high = interval(rows, f"formula {best['formula']}", f"only {best['only']}", "label_accuracy")
+    more = interval(rows, f"formula {best['formula']}", f"only {best['only']}", "label_accuracy")
     return word, (
         "how many images show the digit of the edges, and the Frechet distance: "
         f"{told('base alone', 'base')}; {told('edges in both branches', 'both')}; at the best w, by Frechet distance, "
         f"{'; '.join(told(f'{way} (w = {w})', f'{way} {w}') for way, w in best.items())}. Formula at its best shows "
-        f"{by:+.3f} ({low:+.3f} to {high:+.3f}) more digits than only. It beats both ways without weights at "
+        f"{more} more digits than only. It beats both ways without weights at "
         f"{len(won['formula'])} of {len(GUIDANCE)} w, paper at {len(won['paper'])}, reduced at {len(won['reduced'])}")
 
 

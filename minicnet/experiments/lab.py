@@ -22,6 +22,7 @@ import statistics
 import time
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -100,13 +101,12 @@ class Lab:
 
     # -- training ------------------------------------------------------------------------------------------------------
 
-    def trained(self, name, seed, make, eps_model, images=None, prompts=None, *, shared=None, look=None, steps=None,
-                drop_prompts=None):
+    def trained(self, name, seed, make, eps_model, images=None, prompts=None, *, shared=None, **other):
         """The network `make()` after training with this seed, frozen, and its history; from a file if it was trained.
 
         name: of the file. eps_model(net, x_0, prompt) as for `train`. images, prompts: all of the training set unless
         given. shared: the module whose code alone makes this network, which then has one file for all experiments.
-        look(net): numbers to note now and then.
+        other: what `fit` is to be told besides, or in place of the lab's steps, batch_size, drop_prompts and looks.
         """
         images = self.train_images if images is None else images
         prompts = self.train_prompts if prompts is None else prompts
@@ -117,16 +117,19 @@ class Lab:
             set_aside(path)
         torch.manual_seed(seed)
         net = make().to(self.device)
-        history, _ = fit(
-            net, eps_model, self.schedule, images, prompts, path=path, about=about, look=look or (lambda net: {}),
-            looks=self.looks, resume=True, steps=steps or self.steps, batch_size=self.batch_size, seed=seed,
-            drop_prompts=self.drop_prompts if drop_prompts is None else drop_prompts)
+        usual = dict(steps=self.steps, batch_size=self.batch_size, drop_prompts=self.drop_prompts, looks=self.looks)
+        history, _ = fit(net, eps_model, self.schedule, images, prompts, path=path, about=about, seed=seed, resume=True,
+                         **{"look": lambda net: {}, **usual, **other})
         return freeze(net), history
+
+    def trained_control(self, name, seed, make=None, condition_of=canny, **other):
+        """A net that controls the base by condition_of(x_0), a ControlNet unless `make` makes another; its history."""
+        return self.trained(name, seed, make or (lambda: ControlNet(self.unet)),
+                            control_eps(lambda net: (self.unet, net), condition_of), **other)
 
     def edge_control(self, seed):
         """The ControlNet for edges that most experiments start from."""
-        eps_model = control_eps(lambda net: (self.unet, net), canny)
-        return self.trained("edges", seed, lambda: ControlNet(self.unet), eps_model, shared="lab")[0]
+        return self.trained_control("edges", seed, shared="lab")[0]
 
     # -- drawing and measuring -----------------------------------------------------------------------------------------
 
@@ -260,8 +263,19 @@ def blocks(measure, *tensors):
     return [measure(*parts) for parts in zip(*(x.split(BLOCK) for x in tensors), strict=True)]
 
 
+class Interval(NamedTuple):
+    """A difference `by`, and the 95% interval low .. high around it. As text: "+0.012 (+0.003 to +0.021)"."""
+
+    by: float
+    low: float
+    high: float
+
+    def __format__(self, digits):
+        return "{} ({} to {})".format(*(format(value, digits or "+.3f") for value in self))
+
+
 def interval(rows, ours, theirs, name):
-    """By how much is "ours" above "theirs" in the measure called `name`? (difference, low, high), all seeds together.
+    """By how much is "ours" above "theirs" in the measure called `name`, all seeds together? -> Interval
 
     Both drew the same images from the same noise, so the differences of blocks count. low .. high is the 95% bootstrap
     interval of their mean (Efron 1979). It tells how sure these networks' difference is, not that of others.
@@ -271,7 +285,7 @@ def interval(rows, ours, theirs, name):
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randint(len(differences), (10_000, len(differences)), generator=generator)
     low, high = differences[chosen].mean(1).quantile(torch.tensor([0.025, 0.975])).tolist()
-    return differences.mean().item(), low, high
+    return Interval(differences.mean().item(), low, high)
 
 
 def clearly_better(ours, theirs, sign=1):

@@ -75,7 +75,7 @@ def verdict(rows):
     kept = sum(gain(BOTH, name) >= 0.9 * gain(start, name) for start, name in alone)
 
     def against(ours, theirs, name):
-        return "{:+.3f} ({:+.3f} .. {:+.3f})".format(*interval(rows, ours, theirs, name))
+        return interval(rows, ours, theirs, name)
 
     def both(start):
         return f"{in_figures(rows, start, 'edge_f1')} and {in_figures(rows, start, 'colour_error')}"

@@ -17,12 +17,12 @@ import functools
 import torch
 from matplotlib.figure import Figure
 
+from minicnet.adherence import prompt_accuracy
 from minicnet.conditions import canny, colour, depth, mask, scribble
-from minicnet.controlnet import ControlNet
 from minicnet.data import captions
-from minicnet.evaluation import label_accuracy, prompt_accuracy, train_classifier
+from minicnet.evaluation import label_accuracy, train_classifier
 from minicnet.experiments import composition, reconstruction
-from minicnet.experiments.lab import across_seeds, blocks, control_eps, in_figures, interval, main, mean
+from minicnet.experiments.lab import across_seeds, blocks, in_figures, interval, main, mean
 from minicnet.experiments.plots import columns_of_images, grouped_bars
 from minicnet.words import tokenize
 
@@ -42,8 +42,7 @@ def trained(lab, name, seed):
         return composition.nets(lab)[name == "colour"]
     if name == "mask":
         return reconstruction.trained(lab, "control", seed)[1]
-    eps_model = control_eps(lambda net: (lab.unet, net), CONDITIONS[name])
-    return lab.trained(name, seed, lambda: ControlNet(lab.unet), eps_model)[0]
+    return lab.trained_control(name, seed, condition_of=CONDITIONS[name])[0]
 
 
 def draw(lab, name, seed, count):
@@ -87,7 +86,7 @@ def verdict(rows):
     """The digit is read off a condition if it is right ENOUGH times as often as the map's own classifier is, and more
     often than with the base alone (the interval lies above 0). Reproduced if it is read off all, mixed if off some."""
     shares = {name: mean(rows, name, "digit") / mean(rows, f"map of {name}", "digit") for name in CONDITIONS}
-    count = sum(share >= ENOUGH and interval(rows, name, "base", "digit")[1] > 0 for name, share in shares.items())
+    count = sum(share >= ENOUGH and interval(rows, name, "base", "digit").low > 0 for name, share in shares.items())
     word = {0: "not reproduced", len(CONDITIONS): "reproduced"}.get(count, "mixed")
 
     def told(said):

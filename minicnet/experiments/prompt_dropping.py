@@ -13,9 +13,8 @@ import torch
 from matplotlib.figure import Figure
 
 from minicnet.conditions import canny
-from minicnet.controlnet import ControlNet
 from minicnet.evaluation import label_accuracy
-from minicnet.experiments.lab import across_seeds, control_eps, interval, main, mean, prompts_of
+from minicnet.experiments.lab import across_seeds, interval, main, mean, prompts_of
 from minicnet.experiments.plots import grouped_bars, lines_of_images
 
 BASE = "digits"
@@ -30,8 +29,7 @@ PROMPTS = ("no prompt", "conflicting")
 def trained(lab, share, seed):
     if SHARES[share] == lab.drop_prompts:
         return lab.edge_control(seed)
-    eps_model = control_eps(lambda net: (lab.unet, net), canny)
-    return lab.trained(f"edges-{share}", seed, lambda: ControlNet(lab.unet), eps_model, drop_prompts=SHARES[share])[0]
+    return lab.trained_control(f"edges-{share}", seed, drop_prompts=SHARES[share])[0]
 
 
 def rival(labels):
@@ -72,24 +70,20 @@ def verdict(rows):
     def gain(kind, measure, ours="50%", theirs="0%"):
         return interval(rows, f"{ours}, {kind}", f"{theirs}, {kind}", measure)
 
-    def told(difference):
-        return "{:+.3f} ({:+.3f} to {:+.3f})".format(*difference)
-
     def of_all(kind, measure):
         return ", ".join(f"{mean(rows, f'{share}, {kind}', measure):.3f}" for share in SHARES)
 
     alone, conflicting = (gain(kind, "label_accuracy") for kind in PROMPTS)
     f1 = gain("no prompt", "edge_f1")
-    word = "reproduced" if alone[1] > 0 else "mixed" if max(conflicting[1], f1[1]) > 0 else "not reproduced"
+    word = "reproduced" if alone.low > 0 else "mixed" if max(conflicting.low, f1.low) > 0 else "not reproduced"
     return word, (
         f"without a prompt, {of_all('no prompt', 'label_accuracy')} of the images were read as the edges' digit, with "
         "0, 50 and 100% of the training prompts dropped (base alone: "
         f"{mean(rows, 'base, no prompt', 'label_accuracy'):.3f}). Dropping half instead of none changed that by "
-        f"{told(alone)}, all instead of half by {told(gain('no prompt', 'label_accuracy', '100%', '50%'))}. Under a "
-        "conflicting prompt, "
-        f"{of_all('conflicting', 'label_accuracy')} were read as the edges' digit, half instead of none: "
-        f"{told(conflicting)}; and {of_all('conflicting', 'rival')} as the prompt's. Edge-F1 without a prompt was "
-        f"{of_all('no prompt', 'edge_f1')}, half instead of none: {told(f1)}")
+        f"{alone}, all instead of half by {gain('no prompt', 'label_accuracy', '100%', '50%')}. Under a conflicting "
+        f"prompt, {of_all('conflicting', 'label_accuracy')} were read as the edges' digit, half instead of none: "
+        f"{conflicting}; and {of_all('conflicting', 'rival')} as the prompt's. Edge-F1 without a prompt was "
+        f"{of_all('no prompt', 'edge_f1')}, half instead of none: {f1}")
 
 
 def figure(rows, lab):

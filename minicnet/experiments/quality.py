@@ -15,9 +15,10 @@ only, so what is compared is which method is better.
 import torch
 from matplotlib.figure import Figure
 
+from minicnet.adherence import prompt_accuracy
 from minicnet.conditions import mask
 from minicnet.data import captions
-from minicnet.evaluation import frechet_distance, prompt_accuracy
+from minicnet.evaluation import frechet_distance
 from minicnet.experiments.lab import across_seeds, blocks, clearly_better, in_figures, interval, main
 from minicnet.experiments.plots import columns_of_images, grouped_bars
 from minicnet.experiments.reconstruction import HEADINGS, NAMES, draw
@@ -61,9 +62,9 @@ def verdict(rows):
     """Reproduced if ControlNet's Frechet distance is clearly less than that of lite and that of scratch, and it follows
     prompts as well as the base: the interval of the difference lies above -NEAR. Mixed if some of the three hold."""
     frechet = {method: across_seeds(rows, method, "frechet") for method in NAMES}
-    difference, low, high = interval(rows, "control", "base", "all")
+    difference = interval(rows, "control", "base", "all")
     points = [clearly_better(frechet["control"], frechet["lite"], -1),
-              clearly_better(frechet["control"], frechet["scratch"], -1), low > -NEAR]
+              clearly_better(frechet["control"], frechet["scratch"], -1), difference.low > -NEAR]
     word = "reproduced" if all(points) else "mixed" if any(points) else "not reproduced"
 
     def told(name):
@@ -72,8 +73,7 @@ def verdict(rows):
         return ", ".join(f"{in_figures(rows, method, name)} {title}" for method, title in titles.items())
 
     return word, (f"the Frechet distance is {told('frechet')}. The share of images that show all of their prompt is "
-                  f"{told('all')}. That of ControlNet differs from the base's by {difference:+.3f} ({low:+.3f} to "
-                  f"{high:+.3f})")
+                  f"{told('all')}. That of ControlNet differs from the base's by {difference}")
 
 
 def figure(rows, lab):

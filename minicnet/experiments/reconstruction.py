@@ -73,13 +73,13 @@ def verdict(rows):
     Clearly: the interval of the difference lies above 0.
     """
     leads = {method: interval(rows, "control", method, "mask_iou") for method in ("lite", "scratch")}
-    ahead = sum(low > 0 for _, low, _ in leads.values())
-    texts = ["{:+.3f} ({:+.3f} to {:+.3f}) on {}".format(*lead, NAMES[method]) for method, lead in leads.items()]
+    ahead = sum(lead.low > 0 for lead in leads.values())
+    texts = ", ".join(f"{lead} on {NAMES[method]}" for method, lead in leads.items())
     iou = {method: in_figures(rows, method, "mask_iou") for method in NAMES}
     return ("not reproduced", "mixed", "reproduced")[ahead], (
         f"the IoU of masks found again is {iou['control']} with ControlNet, {iou['lite']} with ControlNet-lite, "
         f"{iou['scratch']} from scratch. The base alone has {iou['base']}, real images "
-        f"{mean(rows, 'real', 'mask_iou'):.3f}. ControlNet's lead is {texts[0]}, {texts[1]}")
+        f"{mean(rows, 'real', 'mask_iou'):.3f}. ControlNet's lead is {texts}")
 
 
 def figure(rows, lab):

@@ -93,9 +93,9 @@ def kept(rows, style):
 def works(rows, style):
     """Does the control keep half of its effect, and clearly follow edges better than the new base alone, without
     spoiling the images (Frechet distance at most a quarter above that of the new base alone)?"""
-    _, low, _ = interval(rows, f"{style}, control", f"{style}, alone", "edge_f1")
+    gain = interval(rows, f"{style}, control", f"{style}, alone", "edge_f1")
     spoilt = mean(rows, f"{style}, control", "frechet") > 1.25 * mean(rows, f"{style}, alone", "frechet")
-    return kept(rows, style) >= 0.5 and low > 0 and not spoilt
+    return kept(rows, style) >= 0.5 and gain.low > 0 and not spoilt
 
 
 def verdict(rows):
@@ -108,10 +108,10 @@ def verdict(rows):
         return "mixed", "no new base draws as well as the old one, so nothing is known"
 
     def told(style):
-        gain, low, high = interval(rows, f"{style}, control", f"{style}, alone", "edge_f1")
-        return (f"on the {style} base it keeps {kept(rows, style):.0%} of its effect: edge-F1 {gain:+.3f} ({low:+.3f} "
-                f".. {high:+.3f}), Frechet distance {in_figures(rows, f'{style}, alone', 'frechet', 1)} without and "
-                f"{in_figures(rows, f'{style}, control', 'frechet', 1)} with it")
+        gain = interval(rows, f"{style}, control", f"{style}, alone", "edge_f1")
+        spoilt = [in_figures(rows, f"{style}, {variant}", "frechet", 1) for variant in VARIANTS]
+        return (f"on the {style} base it keeps {kept(rows, style):.0%} of its effect: edge-F1 {gain}, Frechet distance "
+                f"{spoilt[0]} without and {spoilt[1]} with it")
 
     read = ", ".join(f"{style} {in_figures(rows, f'{style}, alone', 'label_accuracy')}" +
                      (not draws_well(rows, style)) * " (worse, so it does not count)" for style in STYLES)

@@ -22,7 +22,7 @@ from torch import nn
 
 from minicnet.conditions import canny
 from minicnet.controlnet import ConditionEncoder, Control, ControlNet, controlled, freeze, zero_conv
-from minicnet.experiments.lab import across_seeds, control_eps, in_figures, interval, main, mean, prompts_of
+from minicnet.experiments.lab import across_seeds, in_figures, interval, main, mean, prompts_of
 from minicnet.experiments.plots import grouped_bars, lines_of_images
 from minicnet.unet import Downsample
 from minicnet.words import DIGITS, tokenize
@@ -88,8 +88,7 @@ def untrained(lab, variant, seed):
 def trained(lab, variant, seed):
     if variant == "zero":
         return lab.edge_control(seed)
-    eps_model = control_eps(lambda net: (lab.unet, net), canny)
-    return lab.trained(f"edges-{variant}", seed, lambda: VARIANTS[variant](lab.unet), eps_model)[0]
+    return lab.trained_control(f"edges-{variant}", seed, lambda: VARIANTS[variant](lab.unet))[0]
 
 
 def prompted(kind, labels):
@@ -139,10 +138,9 @@ def verdict(rows):
         if kind == "perfect":
             as_claimed[kind] = max(zero, gaussian, lite) - min(zero, gaussian, lite) <= 0.02
         else:
-            as_claimed[kind] = (min(low for _, low, _ in above.values()) > 0
+            as_claimed[kind] = (min(lead.low for lead in above.values()) > 0
                                 and abs(gaussian - lite) < abs(gaussian - zero))
-        leads = ", ".join(f"{by:+.3f} ({low:+.3f} to {high:+.3f}) against {other}"
-                          for other, (by, low, high) in above.items())
+        leads = ", ".join(f"{lead} against {other}" for other, lead in above.items())
         texts.append(f"Prompt {kind}: {zero:.3f} with zero convolutions, {leads}; "
                      f"{'' if as_claimed[kind] else 'not '}as in Fig. 8")
     harmless = not any(across_seeds(rows, "zero, start", "loss_change"))

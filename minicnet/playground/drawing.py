@@ -21,9 +21,10 @@ from PIL import Image
 from torch import nn
 
 from minicnet.checkpoints import CheckpointError, load_base, load_control, schedule_of
+from minicnet.colours import DARK, LIGHT, colourise
 from minicnet.conditions import CONDITIONS
 from minicnet.data import NOUNS
-from minicnet.digits import DARK, LIGHT, colourise, describe_digits, draw_digits
+from minicnet.digits import describe_digits, draw_digits
 from minicnet.figures import tiled
 from minicnet.pictures import condition_from_map, read_picture
 from minicnet.sampling import generate, seeded_noise

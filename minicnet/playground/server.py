@@ -33,8 +33,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 from minicnet import cli
 from minicnet.checkpoints import WEIGHTS
+from minicnet.colours import DARK, LIGHT
 from minicnet.devices import pick_device
-from minicnet.digits import DARK, LIGHT
 from minicnet.playground.drawing import Model, animation, chosen, draw, number, read_wish
 
 PAGE = {f"/{name}".removesuffix("index.html"): (kind, (Path(__file__).parent / name).read_bytes()) for name, kind in (
