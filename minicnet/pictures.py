@@ -4,7 +4,7 @@
     edges = condition_from_image(picture, "canny", (1, 28, 28))         # found in the picture: (1, 1, 28, 28)
     edges = condition_from_map(picture, "canny", 1, (28, 28))           # the picture is a drawing of edges itself
 
-Pictures that are not square get margins of their border's colour: squashed, they would show something else.
+Pictures that are not square get margins, in which their border goes on: squashed, they would show something else.
 """
 
 import os
@@ -56,13 +56,14 @@ def _pixels(file):
 def condition_from_image(picture, name, image_shape):
     """The condition called `name` of a picture (1, 3, H, W) in [0, 1], shrunk to image_shape (C, H', W') first.
 
-    Raises ValueError if nothing is found in it.
+    Nothing but colours is found in the margins of a picture that is not square. Raises ValueError if nothing is found.
     """
     channels, *size = image_shape
-    image = F.interpolate(_square(picture), size, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+    image, inside = _shrunk(_square(picture), size), _shrunk(_square(torch.ones_like(picture), "constant"), size)
     if channels == 1:
         image = image.mean(1, keepdim=True)
-    return _not_empty(CONDITIONS[name](image * 2 - 1), name)
+    condition = CONDITIONS[name](image * 2 - 1)
+    return _not_empty(condition if name == "colour" else condition * (inside[:, :1] > 0.5), name)
 
 
 def condition_from_map(picture, name, channels, size):
@@ -72,23 +73,25 @@ def condition_from_map(picture, name, channels, size):
     colour is drawn. For lines, shrinking keeps the strongest pixel of each field, or thin ones would fade.
     Raises ValueError if nothing is drawn.
     """
-    picture = _square(picture.mean(1, keepdim=True) if channels == 1 else picture)
+    picture = picture.mean(1, keepdim=True) if channels == 1 else picture
     if name in ("colour", "depth"):
-        condition = F.interpolate(picture, size, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+        condition = _shrunk(_square(picture), size)
     else:
-        drawn = (picture - paper_colour(picture)).abs()  # (1, channels, H, W)
+        drawn = _square((picture - paper_colour(picture)).abs(), "constant")  # (1, channels, S, S)
         shrink = F.adaptive_avg_pool2d if name == "mask" else F.adaptive_max_pool2d
         condition = (shrink(drawn / drawn.max().clamp(min=FAINT), size) > 0.5).float()
     return _not_empty(condition, name)
 
 
-def _square(picture):
-    """A picture (1, C, H, W) in the middle of a square (1, C, S, S) of its border's colour."""
-    C, H, W = picture.shape[1:]
-    square = paper_colour(picture).repeat(1, 1, max(H, W), max(H, W))
-    top, left = (max(H, W) - H) // 2, (max(H, W) - W) // 2
-    square[..., top : top + H, left : left + W] = picture
-    return square
+def _square(picture, margins="replicate"):
+    """A picture (1, C, H, W) in the middle of a square (1, C, S, S). margins: its border goes on, or "constant", 0."""
+    H, W = picture.shape[2:]
+    high, wide = max(W - H, 0), max(H - W, 0)  # rows and columns that are missing
+    return F.pad(picture, (wide // 2, wide - wide // 2, high // 2, high - high // 2), mode=margins)
+
+
+def _shrunk(picture, size):
+    return F.interpolate(picture, size, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
 
 
 def _not_empty(condition, name):

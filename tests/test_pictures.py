@@ -196,6 +196,16 @@ def test_a_picture_that_is_not_square_gets_margins_and_keeps_its_shapes(H, W):
     assert edges.any() and edges.nonzero()[:, 2:].min() > 2  # the margins have no edge of their own
 
 
+@pytest.mark.parametrize("name", ["canny", "scribble"])
+def test_the_rim_of_a_photograph_that_is_not_square_is_no_edge(name):
+    """Bands of brightness fill it, so its border has no one colour. The edges of the bands end where it ends."""
+    bands = (torch.arange(60) // 10 % 2 * 0.8 + 0.1).expand(1, 3, 30, 60)
+    lines = condition_from_image(bands, name, (3, 60, 60))[0, 0]
+    assert lines[:14].sum() == lines[46:].sum() == 0  # the picture fills rows 15 .. 44
+    if name == "canny":
+        assert torch.equal(lines[15:45], lines[30].expand(30, 60)) and lines[30].sum() == 5
+
+
 @pytest.mark.parametrize("level", [0, 0.3, 1])
 @pytest.mark.parametrize("name", ["canny", "scribble", "mask"])
 def test_a_picture_that_shows_nothing_is_refused_in_a_sentence_that_says_what_to_do(name, level):
