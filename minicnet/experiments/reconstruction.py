@@ -38,12 +38,12 @@ def trained(lab, method, seed):
     """The base to draw with, and what controls it, after training on masks. In "base", nothing controls it."""
     if method == "base":
         return lab.unet, None
-    make, parts, drop_prompts = {
-        "scratch": (lambda: ConcatenatedUNet(UNet(**lab.unet.settings)), lambda net: (net, ConditionItself()), 0.1),
-        "lite": (lambda: ControlNetLite(lab.unet), lambda net: (lab.unet, net), None),
-        "control": (lambda: ControlNet(lab.unet), lambda net: (lab.unet, net), None)}[method]
-    net, _ = lab.trained(f"mask-{method}", seed, make, control_eps(parts, mask), shared="reconstruction",
-                         drop_prompts=drop_prompts)  # a tenth of the prompts, as when the base was trained
+    make, parts, other = {
+        "scratch": (lambda: ConcatenatedUNet(UNet(**lab.unet.settings)), lambda net: (net, ConditionItself()),
+                    {"drop_prompts": 0.1}),  # of the prompts, as when the base was trained
+        "lite": (lambda: ControlNetLite(lab.unet), lambda net: (lab.unet, net), {}),
+        "control": (lambda: ControlNet(lab.unet), lambda net: (lab.unet, net), {})}[method]
+    net, _ = lab.trained(f"mask-{method}", seed, make, control_eps(parts, mask), shared="reconstruction", **other)
     return parts(net)
 
 
