@@ -76,7 +76,7 @@ def main(args):
             condition = condition_from_image(picture, name, image_shape)
         else:
             condition = condition_from_map(picture, name, about["condition_channels"], image_shape[1:])
-        columns[f"{name}, scale {scale:g}" + f" ({i})" * (len(args.scale) > 1)] = condition[None] * 2 - 1
+        columns[f"{scale:g} x {name}" + f" ({i})" * (len(args.scale) > 1)] = condition[None] * 2 - 1
         controls.append((net.to(device), condition.to(device).expand(args.count, -1, -1, -1), scale))
 
     x_T = seeded_noise((args.count, *image_shape), args.seed, device)

@@ -290,8 +290,9 @@ def publish(tmp_path, made=None, published=None):
     lines = (tmp_path / "README.md").read_text().splitlines()
     assert lines[0] == "# us" and lines[-1] == "end" and len(lines) == 6 + len(all_experiments.NAMES)
     verdict = "to be measured again" if published else "mixed"
-    assert f"| [cost](minicnet/experiments/README.md#cost-mixed) | {verdict} |" in lines
-    assert "| composition | not measured yet |" in lines
+    short = all_experiments.NAMES["cost"]
+    assert f"| [{short}](minicnet/experiments/README.md#cost-mixed) | {verdict} |" in lines
+    assert "| words compose (ours) | not measured yet |" in lines
     text = (tmp_path / "minicnet" / "experiments" / "README.md").read_text()
     assert all(f"## {name}:" in text for name in all_experiments.NAMES)
     return text.split("## cost: ")[1].split("## ")[0]

@@ -77,7 +77,8 @@ def run(lab):
 
 
 def verdict(rows):
-    # By a tenth, for every seed.
+    """Reproduced if, for every seed, places with ink take more from the words for ink and digit, and less from the
+    word for paper, by a tenth at least. Mixed if that holds of one of the three words."""
     right = [min(across_seeds(rows, "words", "ink")) > 1.1, min(across_seeds(rows, "words", "digit")) > 1.1,
              max(across_seeds(rows, "words", "paper")) < 0.9]
     word = "reproduced" if all(right) else "mixed" if any(right) else "not reproduced"

@@ -43,7 +43,7 @@ def run(lab):
 
 
 def verdict(rows):
-    # Adding works if the sum keeps at least 90% of what each net reaches alone, measured from the base without any.
+    """Reproduced if the sum keeps at least 90% of what each net alone gains over the base, mixed if of one."""
     def gain(start, measure):
         return abs(mean(rows, start, measure) - mean(rows, "neither", measure))
 

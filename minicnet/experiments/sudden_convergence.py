@@ -161,8 +161,10 @@ def figure(rows, lab):
     right.set_ylim(bottom=0)
     last = len(lab.unet.encoder.skip_channels)
     convs = {("middle" if i == last else f"skip {i}", f"C{i}"): i for i in range(last + 1)}
-    panel(1, 0, {look: f"raw size {i}" for look, i in convs.items()}, "Residuals against the base's features (raw)")
-    panel(1, 1, {look: f"raw share {i}" for look, i in convs.items()}, "Share of them that depends on the edges (raw)")
+    for column, (name, title) in enumerate({"size": "Residuals against the base's features (raw)",
+                                            "share": "Share of them that depends on the edges (raw)"}.items()):
+        ax = panel(1, column, {look: f"raw {name} {i}" for look, i in convs.items()}, title)
+        ax.set_xlabel("training step")
     few = 4
     columns = {"edges": canny(lab.test_images[:few]) * 2 - 1}
     for step, averaged, _ in trainings(lab, lab.seeds[0], warm_up=True):  # the same again: drawn images are not kept
