@@ -14,6 +14,7 @@ from IPython.display import Image as Picture
 from matplotlib.animation import FuncAnimation, HTMLWriter
 from PIL import Image
 
+from minicnet.diffusion import NoiseSchedule, sample_ddim
 from minicnet.digits import lead_pens
 
 plt.rcParams.update({"figure.dpi": 80, "font.size": 10, "axes.titlesize": 10})  # so that notebooks stay small files
@@ -73,7 +74,8 @@ def image(ax, picture, title="", low=-1, high=1, cmap="gray"):
 def rows(named, titles=(), inch=1.0, low=-1, high=1, cmap="gray", colours=64):
     """Rows of images: {name of the row: N images, each as for `image`}. titles: one for each column."""
     columns = max(map(len, named.values()))
-    size = inch * columns + 1.2, inch * len(named) + 0.25 * bool(titles)
+    longest = max(len(line) for name in named for line in name.split("\n"))
+    size = inch * columns + 0.3 + longest / 11, inch * len(named) + 0.25 * bool(titles)  # 11 letters in an inch
     fig, axes = plt.subplots(len(named), columns, figsize=size, layout="constrained", squeeze=False)
     for row, (line, (name, pictures)) in enumerate(zip(axes, named.items())):
         for i, ax in enumerate(line):
@@ -184,6 +186,17 @@ def noise_of_world(schedule, x_t, t, centres, spread):
     means = signal[:, None] * centres  # (B, K, 2)
     weights = (-(x_t[:, None] - means).square().sum(-1) / (2 * variance)).softmax(-1)
     return noise / variance * (x_t - (weights[..., None] * means).sum(1))
+
+
+def library_step(x_t, eps, z, alpha_bar, alpha_bar_prev, sigma):
+    """One step of the library's `sample_ddim`, from alpha_bar to alpha_bar_prev, with fresh noise z of strength sigma.
+
+    It is the first of two steps in a schedule of two timesteps, with the sampler's own noise exchanged for z.
+    """
+    schedule, seen = NoiseSchedule([1 - float(alpha_bar_prev), 1 - float(alpha_bar) / float(alpha_bar_prev)]), []
+    sample_ddim(lambda x_t, t: eps, schedule, x_t, steps=2, eta=float(sigma / schedule.posterior_variance[1].sqrt()),
+                generator=torch.Generator().manual_seed(0), clip=False, hook=lambda t, x_t, x_0: seen.append(x_t))
+    return seen[1] + sigma * (z - torch.randn(x_t.shape, generator=torch.Generator().manual_seed(0)))
 
 
 def density(ax, schedule, t, centres, spread):

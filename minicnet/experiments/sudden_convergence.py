@@ -27,9 +27,9 @@ from minicnet.training import WARM_UP, make_optimizers, train
 BASE = "digits"
 CLAIM = ("The model does not learn the control gradually. It starts to follow the condition abruptly, and draws good "
          "images before, during and after (Fig. 4).")
-WHY_HERE = ("Any ControlNet begins with zero convolutions, and its condition encoder is the last part to get a "
-            "gradient. How long the wait is depends on the training. The paper's example follows its condition from "
-            "step 6,133 on; ours has Muon and a far smaller network.")
+WHY_HERE = ("In any ControlNet the condition must pass two convolutions that start at zero. Control sets in when the "
+            "product of all that it passes has grown (notebook 5). How long that takes depends on the training. The "
+            "paper's example follows its condition from step 6,133 on; ours has Muon and a far smaller network.")
 NETS = {"averaged": "tab:blue", "raw": "tab:orange", "raw, no warm-up": "tab:green"}
 DRAWN = 48  # images at each look
 FEW = 8  # images whose residuals are looked at, each under the edges of each
