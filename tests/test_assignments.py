@@ -280,6 +280,7 @@ WRONG = [  # assignment, class of tests, a part of the library's solution, what 
     ("a4", "TestDepth", "squared.sqrt() / RELIEF", "squared / RELIEF", "two and three"),
     ("a4", "TestDepth", "(place[:, None] - place).square()", "(place[:, None] - place).abs()", "two and three"),
     ("a4", "TestDepth", "where(mask(images).bool(), math.inf", "where(images > 0, math.inf", "`mask` finds it"),
+    ("a4", "TestDepth", "(squared.sqrt() /", "(squared.nan_to_num(posinf=0.0).sqrt() /", "no background is near"),
     ("a4", "TestDepthError", "((found > 0) | (given > 0))", "(found >= 0)", "only pixels"),
     ("a4", "TestDepthError", "flatten(1).sum(1) / either.clamp(min=1)", "sum() / either.sum().clamp(min=1)",
      "counts alike"),
@@ -290,6 +291,11 @@ WRONG = [  # assignment, class of tests, a part of the library's solution, what 
     ("a4", "TestCondition", "return maps * grid", "return maps * torch.rand_like(maps)", "random"),
     ("a4", "TestCondition", "return maps * grid", "return maps.amax((2, 3), keepdim=True) * grid", "different maps"),
     ("a4", "TestCondition", "return maps * grid", "return maps.mean((2, 3))", "(B, K, H, W)"),
+    ("a4", "TestCondition", "return maps * grid",
+     "return __import__('minicnet.conditions', fromlist=['depth']).depth(images)", "this is depth"),
+    ("a4", "TestMeasure", "(2 * both / all_dots.clamp(min=1)).where(all_dots > 0",
+     "(both / maps.sum((1, 2, 3)).clamp(min=1)).where(maps.sum((1, 2, 3)) > 0", "too much must count"),
+    ("a4", "TestMeasure", "all_dots > 0, 1.0)", "all_dots > 0, 0.0)", "their own maps perfectly"),
     ("a4", "TestMeasure", "(2 * both / all_dots.clamp(min=1))", "(both / all_dots.clamp(min=1))", "instead of 1"),
     ("a4", "TestMeasure", "(found * maps).sum((1, 2, 3)), (found + maps)",
      "(found == maps).sum((1, 2, 3)) / 2, torch.ones_like(found)", "hide the rest"),
@@ -301,6 +307,13 @@ WRONG = [  # assignment, class of tests, a part of the library's solution, what 
     ("a4", "TestTraining", "        under_net = controlled(unet, [(net, condition(x_0), 1)])\n"
      "        return lambda x_t, t: under_net(x_t, t, prompt)", "        return lambda x_t, t: controlled(unet, "
      "[(net, condition(x_t.clamp(-1, 1)), 1)])(x_t, t, prompt)", "the noisy one"),
+    ("a4", "TestTraining", "under_net(x_t, t, prompt)",
+     "unet(x_t, t, prompt, control=net(x_t, 0 * t, prompt, condition(x_0)))", "told of t and prompt"),
+    ("a4", "TestTraining", "under_net(x_t, t, prompt)",
+     "unet(x_t, t, prompt, control=net(x_t, t, 0 * prompt, condition(x_0)))", "told of t and prompt"),
+    ("a4", "TestTraining", "under_net(x_t, t, prompt)",
+     "unet(x_t, t, prompt, control=net(x_t, t, prompt, hint=net.encode(condition(x_0)).detach()))", "cut off"),
+    ("a4", "TestWithEdges", "x_T, controls)", "x_T, controls, steps=50)", "number of steps"),
     ("a4", "TestWithEdges", "canny(edge_images)", "canny(own_images)", "given for *them*"),
     ("a4", "TestWithEdges", "condition(own_images), own_strength)", "condition(own_images), own_strength or 1)",
      "a number like any other"),
@@ -451,6 +464,12 @@ def test_a_student_repository_holds_no_answer(trees, assignment):
             if name.endswith((".py", ".ipynb")):
                 other = (tree / name).read_text()
                 assert not [line for line in gone if len(line) > 30 and line in other], name
+
+
+def test_no_link_in_a_student_repository_leads_nowhere(trees):
+    for path in (file for name in ASSIGNMENTS for file in (trees / name).rglob("*.md")):
+        for place in re.findall(r"\]\(([^)#\s]+)", path.read_text("utf-8")):
+            assert "://" in place or (path.parent / place).exists(), f"{path}: {place}"
 
 
 def test_a_student_s_handout_has_its_written_questions_and_no_rubric(trees):

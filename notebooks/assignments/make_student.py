@@ -11,6 +11,7 @@ what belongs to the lecturer, such as the cells tagged so in handouts: rubrics a
 import argparse
 import ast
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -117,6 +118,8 @@ def make_student(name, target):
     too_much = [path for path in too_much if path.exists()]
     for path in too_much:
         path.unlink()
+    for page in target.rglob("*.md"):
+        page.write_text(without_dead_links(page.read_text(encoding="utf-8"), page.parent), encoding="utf-8")
     return [str(path.relative_to(target)) for path in too_much]
 
 
@@ -153,6 +156,15 @@ def find(tree, source, wanted):
                 return start, statement.end_lineno
             above = statement.end_lineno
     raise ValueError(f"{wanted.function} has no lines from {wanted.first!r} to {wanted.last!r}: mend ASSIGNMENTS")
+
+
+def without_dead_links(text, folder):
+    """A page of Markdown in which links to what was left out are their text alone. Such pictures are gone."""
+    def kept(match):
+        picture, words, place = match.groups()
+        return match[0] if "://" in place or (folder / place).exists() else "" if picture else words
+
+    return re.sub(r"(!?)\[([^\]]*)\]\(([^)#\s]+)[^)]*\)", kept, text)
 
 
 def shown_text(output):

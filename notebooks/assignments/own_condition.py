@@ -62,7 +62,7 @@ def training_model(unet):
 def with_edges(unet, schedule, prompt, x_T, own, edges):
     """Draws under two conditions at once: images (B, 1, H, W) in [-1, 1] of prompts (B, L), from the noise x_T.
 
-    That is what `generate` does; all its other settings stay as they are.
+    Call `generate`, and leave all its other settings as they are.
     own, edges: (control_net, images, strength). `condition` of own's images is for own's net, `canny` of the other
     images, which may show something else, for the other net.
     """
