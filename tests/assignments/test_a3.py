@@ -104,6 +104,8 @@ class TestFreeze:
         net(waves(1, 2, 5, 5)).sum().backward()
         freeze(net)
         check(not has_gradient(net), "gradients of an earlier step are still stored in the parameters")
+        check(all(parameter.grad is None for parameter in net.parameters()), "no parameter keeps a gradient, not even "
+              "one of zeros: what is `grad` before the first step?")
 
     @POINTS(1)
     def test_gradient_still_flows_through(self):
@@ -199,9 +201,12 @@ class TestControlledBlock:
     @POINTS(2)
     def test_what_learns_and_what_does_not(self, given):
         block, controlled, x, c = self.make(given)
+        check(all(parameter.requires_grad for parameter in controlled.copy.parameters()), "the copy must be trainable")
+        x.requires_grad_()
         controlled(x, c).square().sum().backward()
         check(has_gradient(controlled.zero_out), "in the first step the last zero convolution learns: its input is not "
                                                  "zero")
+        check(x.grad is not None and x.grad.any(), "gradient must pass through the locked half to what comes before it")
         with_waves(controlled.zero_out)
         controlled(x, c).square().sum().backward()
         check(has_gradient(controlled.copy) and has_gradient(controlled.zero_in), "once Θz2 is not zero, gradient must "
@@ -209,7 +214,6 @@ class TestControlledBlock:
         check(not any(parameter.requires_grad for parameter in block.parameters()), "the block given is F(.; Θ): it "
                                                                                     "becomes the locked half")
         check(not has_gradient(controlled.locked), "the locked half collects gradients")
-        check(all(parameter.requires_grad for parameter in controlled.copy.parameters()), "the copy must be trainable")
         shared = [a.data_ptr() == b.data_ptr() for a, b in zip(controlled.copy.parameters(), block.parameters())]
         check(not any(shared), "the copy shares its memory with the base")
 
@@ -242,6 +246,7 @@ class TestConditionEncoder:
         *before, last = encoder
         check(isinstance(last, nn.Conv2d) and len(before) == 7,
               "one layer follows the three convolutions and SiLUs, and nothing follows it")
+        check(last.kernel_size == (1, 1), "a zero convolution looks at one pixel: how large is its kernel?")
         encoder(waves(2, 1, 8, 8)).sum().backward()
         check(has_gradient(last), "the last layer must learn in the first step: is its input zero, or is it locked?")
         check(last.weight.grad.any(), "two zero convolutions in series never wake: is the layer before it zero, too?")
@@ -419,5 +424,8 @@ class TestSum:
     def test_strength(self):
         for scaled in (0.5 * self.control(4.0), self.control(4.0) * 0.5):
             check(self.numbers(scaled) == [2, 20, 200], "the strength applies to every skip and to the middle")
+        whole = self.control(4.0)
+        check(self.numbers(0.5 * whole) != self.numbers(whole) == [4, 40, 400],
+              "a strength must not change the control that it is given")
         check(self.numbers(0 * self.control(4.0)) == [0, 0, 0],
               "strength 0 is the base alone: is 0 a number like others in your code?")
