@@ -5,6 +5,7 @@ Running them takes minutes, so all but one are for `pytest -m ""`.
 
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 import shutil
@@ -137,6 +138,18 @@ def test_the_code_that_a_notebook_shows_is_the_code_as_it_is(path):
             code = inspect.getsource(named(name))
             # (In a student's repository the outputs that would show a solution are cleared.)
             assert not shown or code in shown or textwrap.dedent(code) in shown, f"{name} has changed: run {path.name}"
+
+
+def test_the_lesson_on_claims_was_run_on_the_results_that_are_published():
+    path = ROOT / "notebooks" / "07_claims.ipynb"
+    if not path.exists():
+        pytest.skip("students get no experiments")
+    told, text = importlib.import_module("minicnet.experiments.all").told, path.read_text("utf-8")
+    names = re.findall(r'^ *"tell\(\\"(\w+)\\"\)"', text, re.MULTILINE)
+    assert len(names) == 5
+    for name in names:
+        why = told(json.loads((ROOT / ".github/results/experiments" / f"{name}.json").read_text()))["why"]
+        assert f"{why[0].upper()}{why[1:]}." in text, f"{name} was measured again: run {path.name}"
 
 
 def named(name):
