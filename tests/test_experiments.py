@@ -253,7 +253,7 @@ def test_every_experiment_starts_from_weights_that_travel_with_the_repository():
 
 def test_all_runs_every_experiment_there_is():
     files = {path.stem for path in FOLDER.glob("*.py")}
-    assert set(all_experiments.NAMES) == files - {"__init__", "all", "lab", "plots", "concatenated"}
+    assert set(all_experiments.NAMES) == files - {"__init__", "all", "lab", "plots", "concatenated", "teaching"}
 
 
 @pytest.mark.slow
