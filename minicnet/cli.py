@@ -45,8 +45,8 @@ def run(main, *args, stopped="stopped"):
     try:
         return main(*args)
     except (RuntimeError, ValueError) as error:
-        if type(error) is RuntimeError:  # not one of ours, which are subclasses: a fault, and its traceback helps
-            raise
+        if isinstance(error, RuntimeError) and not type(error).__module__.startswith("minicnet."):
+            raise  # none of ours: a fault, and its traceback helps
         sys.exit(f"error: {error}")
     except BrokenPipeError:  # nobody reads on, as after `| head`: no traceback, and no second attempt at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

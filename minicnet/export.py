@@ -16,10 +16,16 @@ from minicnet.checkpoints import CheckpointError, fingerprint, load_base, load_c
 
 
 def export(folder, *runs):
-    """Writes base.pt of the first run, and the control of each. Raises CheckpointError, also for another base's."""
+    """Writes base.pt of the first run, and the control of each.
+
+    Raises CheckpointError, also for a control of another base, and for a run that was stopped, and then writes nothing.
+    """
     folder, runs = Path(folder), [Path(run) for run in runs]
     unet, base = load_base(runs[0] / "base.pt")
     controls = [load_control(run / "control.pt", unet)[1] for run in runs]
+    for run, checkpoint in zip([runs[0], *runs], [base, *controls]):
+        if "training" in checkpoint or not (run / "metrics.json").exists():
+            raise CheckpointError(f"the run in {run} is not finished: --resume it first")
     for checkpoint in (base, *controls):
         checkpoint["weights"] = {name: weight.half() for name, weight in checkpoint["weights"].items()}
     unet.load_state_dict(base["weights"])

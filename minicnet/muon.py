@@ -32,7 +32,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrices, iterations=5):
-    """About U V^T of each matrix U S V^T: Newton-Schulz iterations bring singular values of 0.002 .. 1 to 0.69 .. 1.2.
+    """About U V^T of each matrix U S V^T: Newton-Schulz iterations bring singular values of 0.002 .. 1 to 0.68 .. 1.2.
 
     matrices: (N, rows, columns). Each iteration is the odd polynomial a X + b (X X^T) X + c (X X^T)^2 X.
     """

@@ -1,6 +1,6 @@
 """Writes the results of runs, so that no number is typed by hand: a line for each into the README, all into a page.
 
-    python -m minicnet.report .github/results/{mnist,drawn,coloured,colour}/metrics.json
+    python -m minicnet.report .github/results/{mnist,drawn,coloured,colour,cifar10,cifar10-colour}/metrics.json
 """
 
 import json
@@ -24,14 +24,16 @@ TITLES = {  # what is measured of images, in words
 def summary(runs):
     """Lines of Markdown, one for each of the runs' metrics: what control changes, with guidance 2."""
     lines = ["| images, condition | condition followed, without → with control | prompt shown | "
-             "Frechet distance (real images) | minutes |", "|---|---|---|---|---|"]
+             "Frechet distance (real images) | steps of base + control, minutes |", "|---|---|---|---|---|"]
     for metrics in runs:
         base, control, real = (metrics["measured"][name] for name in
                                ("base, guidance 2", "with control, guidance 2", "real images"))
         name, digits = metrics["measure"], (3, 3, 1)
         cells = [f"{base[of]:.{n}f} → {control[of]:.{n}f}" for of, n in zip((name, "all", "frechet"), digits)]
-        lines.append(f"| {metrics['dataset']}, {metrics['condition']} | {TITLES[name]}: {cells[0]} | {cells[1]} | "
-                     f"{cells[2]} ({real['frechet']:.1f}) | {metrics['seconds']['total'] / 60:.0f} |")
+        strength = "" if metrics.get("scale", 1) == 1 else f", strength {metrics['scale']}"
+        lines.append(f"| {metrics['dataset']}, {metrics['condition']}{strength} | {TITLES[name]}: {cells[0]} | "
+                     f"{cells[1]} | {cells[2]} ({real['frechet']:.1f}) | {metrics['base_steps']:,} + "
+                     f"{metrics['control_steps']:,}, {metrics['seconds']['total'] / 60:.0f} |")
     return "\n".join(lines)
 
 
@@ -52,7 +54,7 @@ def table(metrics):
           for name in names),
         "",
         f"Held-out loss {loss['control']:.4f} with the right condition, {loss['shuffled']:.4f} with that of another "
-        f"image, {loss['base']:.4f} without control. {base}, {metrics['control_steps']} of the control in "
+        f"image, {loss['base']:.4f} without control. {base}, {metrics['control_steps']} steps of the control in "
         f"{seconds['control']:.0f} s, batches of {metrics['batch_size']}; with loading and measuring "
         f"{seconds['total'] / 60:.1f} minutes.",
     ]

@@ -50,6 +50,8 @@ def parse_arguments(argv=None):
         if not 0 <= start < end <= 1:
             parser.error(f"a control acts --from a share of the steps --until a later one, both from 0 to 1, "
                          f"not from {start:g} until {end:g}")
+        if not any(start <= i / args.steps and (i + 1) / args.steps <= end for i in range(args.steps)):
+            parser.error(f"no step lies between {start:g} and {end:g} of {args.steps}: take more --steps")
     for path in args.control:
         if path.is_dir():
             parser.error(f"--control {path} is a folder: name the file in it, such as {path / 'control.pt'}")

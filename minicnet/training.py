@@ -41,7 +41,7 @@ def make_optimizers(net):
 
 
 def rate_at(step, steps):
-    """The share of the learning rates at a step: a linear warm-up to 1, and from there down to 0, linearly."""
+    """The share of the learning rates at a step: a linear warm-up, times a linear fall to 0."""
     return min(1, (step + 1) / min(WARM_UP, 1 + steps // 10)) * (1 - step / steps)
 
 
@@ -71,7 +71,8 @@ def draw_batch(step, seed, images, prompts, *, batch_size, drop_prompts, T, t_po
 class Loss(nn.Module):
     """The loss of a batch, as a module, because torch's DistributedDataParallel takes nothing else.
 
-    A squared error in eps weighs 1 / sqrt(alpha_bar), but at most LOUDEST; all over their mean.
+    A squared error in eps weighs 1 / sqrt(alpha_bar), but at most LOUDEST; all over their mean. (An error in eps is one
+    in the guess of x_0, sqrt((1 - alpha_bar) / alpha_bar) times as large.)
     """
 
     def __init__(self, net, eps_model, schedule):

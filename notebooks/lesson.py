@@ -74,7 +74,7 @@ def image(ax, picture, title="", low=-1, high=1, cmap="gray"):
 def rows(named, titles=(), inch=1.0, low=-1, high=1, cmap="gray", colours=64):
     """Rows of images: {name of the row: N images, each as for `image`}. titles: one for each column."""
     columns = max(map(len, named.values()))
-    longest = max(len(line) for name in named for line in name.split("\n"))
+    longest = max(len(re.sub(r"\\[a-z]+|[${}_^]", "", line)) for name in named for line in name.split("\n"))
     size = inch * columns + 0.3 + longest / 11, inch * len(named) + 0.25 * bool(titles)  # 11 letters in an inch
     fig, axes = plt.subplots(len(named), columns, figsize=size, layout="constrained", squeeze=False)
     for row, (line, (name, pictures)) in enumerate(zip(axes, named.items())):

@@ -37,7 +37,7 @@ def test_an_error_for_the_user_ends_the_program_with_its_sentence(error):
     assert ended.value.code == "error: the disk is full"  # on stderr, with exit status 1
 
 
-@pytest.mark.parametrize("error", [RuntimeError, ZeroDivisionError, KeyError])
+@pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, RecursionError, ZeroDivisionError, KeyError])
 def test_a_fault_of_the_program_keeps_its_traceback(error):
     with pytest.raises(error):
         cli.run(raising(error("?")))

@@ -22,9 +22,10 @@ from minicnet.conditions import canny
 from minicnet.controlnet import ControlNet, freeze
 from minicnet.digits import describe_digits, draw_digits
 from minicnet.experiments import all as all_experiments
-from minicnet.experiments import cost
+from minicnet.experiments import cost, judging
 from minicnet.experiments import lab as lab_module
-from minicnet.experiments.lab import Lab, across_seeds, clearly_better, control_eps, experiment, mean
+from minicnet.experiments.judging import across_seeds, clearly_better, mean
+from minicnet.experiments.lab import Lab, control_eps, experiment
 from minicnet.unet import UNet
 from minicnet.words import VOCABULARY
 
@@ -165,28 +166,31 @@ def test_what_experiments_share_outlives_a_change_of_one_of_them_and_their_own_d
 
 @pytest.mark.parametrize("module, text", [
     ("unet", "# a comment"), ("unet", "'a docstring'"), ("report", "new = 1"), ("figures", "new = 1"),
-    ("experiments.plots", "new = 1"), ("experiments.guidance", "def figure(rows, lab):\n    return None")])
+    ("experiments.plots", "new = 1"), ("experiments.judging", "new = 1"),
+    ("experiments.guidance", "from minicnet.experiments.plots import columns_of_images"),
+    ("experiments.guidance", "def figure(rows, lab):\n    return None")])
 def test_what_no_row_depends_on_makes_none_stale(make_lab, monkeypatch, module, text):
     before = stamps(make_lab)
     change_source(monkeypatch, None, module, text)
     assert stamps(make_lab) == before
 
 
-def test_an_interval_holds_the_true_difference_in_about_95_of_100_cases():
+def test_an_interval_holds_the_true_difference_in_about_9_of_10_cases_though_seeds_share_their_images():
     torch.manual_seed(0)
     held = []
     for _ in range(300):
-        values = 0.1 * torch.randn(2, 3, 8) + torch.tensor([0.03, 0.0])[:, None, None]
+        hard = 0.1 * torch.randn(2, 1, 8)  # what a block of images does to either variant, whatever the seed
+        values = hard + 0.03 * torch.randn(2, 3, 8) + torch.tensor([0.03, 0.0])[:, None, None]
         rows = {f"{name}-{seed}": {"x_blocks": values[i, seed].tolist()} for i, name in enumerate("ab")
                 for seed in range(3)}
-        difference, low, high = lab_module.interval(rows, "a", "b", "x")
+        difference, low, high = judging.interval(rows, "a", "b", "x")
         assert low < difference < high and difference == pytest.approx((values[0] - values[1]).mean().item(), abs=1e-6)
         held.append(low < 0.03 < high)
-    assert 0.88 < sum(held) / 300 < 0.99
+    assert 0.85 < sum(held) / 300 < 0.97
 
 
 def test_an_interval_is_told_with_signs_and_as_many_digits_as_asked_for():
-    told = lab_module.Interval(0.0123, -0.003, 0.021)
+    told = judging.Interval(0.0123, -0.003, 0.021)
     assert f"{told}" == "+0.012 (-0.003 to +0.021)" and f"{told:+.4f}" == "+0.0123 (-0.0030 to +0.0210)"
 
 
@@ -234,8 +238,8 @@ def test_the_condition_of_a_training_batch_is_made_of_its_own_images(make_lab, r
 def test_means_and_deviations_are_over_the_rows_of_one_variant():
     rows = {"a b-0": {"x": 1.0}, "a b-1": {"x": 2.0}, "a b-12": {"x": 6.0}, "a-0": {"x": 9.0}}
     assert across_seeds(rows, "a b", "x") == [1, 2, 6] and mean(rows, "a b", "x") == 3
-    assert lab_module.in_figures(rows, "a b", "x", 2) == f"3.00 ± {math.sqrt(7):.2f}"
-    assert lab_module.in_figures(rows, "a", "x") == "9.000"
+    assert judging.in_figures(rows, "a b", "x", 2) == f"3.00 ± {math.sqrt(7):.2f}"
+    assert judging.in_figures(rows, "a", "x") == "9.000"
 
 
 def test_better_is_only_what_is_better_in_all_seeds_alike():
@@ -252,8 +256,8 @@ def test_every_experiment_starts_from_weights_that_travel_with_the_repository():
 
 
 def test_all_runs_every_experiment_there_is():
-    files = {path.stem for path in FOLDER.glob("*.py")}
-    assert set(all_experiments.NAMES) == files - {"__init__", "all", "lab", "plots", "concatenated", "teaching"}
+    shared = {"__init__", "all", "judging", "lab", "plots", "concatenated", "teaching"}
+    assert set(all_experiments.NAMES) == {path.stem for path in FOLDER.glob("*.py")} - shared
 
 
 @pytest.mark.slow

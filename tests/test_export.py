@@ -40,6 +40,18 @@ def test_exported_networks_are_half_as_large_nearly_the_same_and_belong_to_the_e
             load_control(weights / name, load_base(runs[0] / "base.pt")[0])
 
 
+@pytest.mark.parametrize("stopped", ["base.pt", "control.pt", "metrics.json"])
+def test_a_run_that_was_stopped_is_not_exported(runs, tmp_path, stopped):
+    if stopped == "metrics.json":
+        (runs[1] / stopped).unlink()
+    else:
+        checkpoint = torch.load(runs[0] / stopped, weights_only=True)
+        save_checkpoint(runs[0] / stopped, {**checkpoint, "training": {}})
+    with pytest.raises(CheckpointError, match="is not finished: --resume it first"):
+        export(tmp_path / "weights", *runs)
+    assert not (tmp_path / "weights").exists()
+
+
 def test_runs_of_different_bases_are_not_exported_together(runs, tmp_path, randomised):
     other = randomised(UNet(channels=8, multipliers=(1,)), seed=9)
     control = torch.load(runs[1] / "control.pt", weights_only=True)

@@ -101,7 +101,7 @@ def test_curves_go_through_the_numbers_of_the_histories():
     assert batches == [[10, 0.7], [20, 0.4]] and heldout == [[0, 1], [10, 0.5], [20, 0.3]]
     assert middle["right condition"] == [[0, 0.3], [7, 0.2]]
     assert middle["condition of another image"] == [[0, 0.31], [7, 0.4]]
-    assert right["with control"] == [[0, 0.6], [7, 0.9]]
+    assert right["with control (few images, strength 1)"] == [[0, 0.6], [7, 0.9]]
     assert [y for _, y in right["without control"]] == [0.61, 0.61]
     assert [y for _, y in right["real images"]] == [1, 1]
 
@@ -174,7 +174,7 @@ def test_the_table_says_what_was_run_where_and_when():
     for fact in ("drawn", "canny", "seed 3", "cpu", "torch 2.0", "2024-01-02", "500 test images"):
         assert fact in first
     for fact in ("0.2222 with the right condition", "0.3333 with that of another image", "0.1111 without control",
-                 "70 steps of the base in 61 s", "80 of the control in 31 s", "batches of 64", "2.5 minutes"):
+                 "70 steps of the base in 61 s", "80 steps of the control in 31 s", "batches of 64", "2.5 minutes"):
         assert fact in last
     reused = {**METRICS, "seconds": {**METRICS["seconds"], "base": 0.0}}
     assert "The base is of an earlier run on drawn" in report.table(reused)
@@ -186,7 +186,7 @@ def test_the_summary_has_a_line_for_each_run_with_what_control_changes():
                 "real images": {"edge_f1": 1.0, "all": 0.995, "frechet": 12.26}}
     *_, line = report.summary([METRICS | {"measured": measured}] * 3).splitlines()
     assert [cell.strip() for cell in line.strip("|").split("|")] == [
-        "drawn, canny", "edge-F1 within one pixel: 0.600 → 0.988", "0.900 → 0.800", "30.0 → 7.0 (12.3)", "2"]
+        "drawn, canny", "edge-F1 within one pixel: 0.600 → 0.988", "0.900 → 0.800", "30.0 → 7.0 (12.3)", "70 + 80, 2"]
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minicnet.conditions import canny
 from minicnet.controlnet import Control, ControlNet, zero_conv
-from minicnet.experiments.lab import across_seeds, interval, main, mean
+from minicnet.experiments.judging import across_seeds, interval, mean
+from minicnet.experiments.lab import main
 from minicnet.experiments.plots import grouped_bars, lines_of_images
 from minicnet.unet import Downsample, ResBlock
 

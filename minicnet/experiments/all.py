@@ -42,9 +42,10 @@ RESULTS = Path(".github") / "results" / "experiments"
 BEGIN, END = "<!-- claims: made by python -m minicnet.experiments.all -->", "<!-- end of claims -->"
 INTRODUCTION = """# The paper's claims, measured
 
-One file for each claim, with the rule by which it decides: *reproduced*, *mixed* or *not reproduced*. The last two are
-not of the paper. All start from the small weights that come with the repository. A figure is a mean ± its standard
-deviation over the seeds. This page is written by `python -m minicnet.experiments.all`."""
+One file for each claim, with the rule by which it decides: *reproduced*, *mixed* or *not reproduced*. Claims that are
+not the paper's say so. All start from the small weights that come with the repository. A figure is a mean ± its
+standard deviation over the seeds. Behind a difference stands its 95% interval. This page is written by
+`python -m minicnet.experiments.all`."""
 
 
 def is_current(result):

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from minicnet.colours import DARK, LIGHT
 from minicnet.conditions import mask
 from minicnet.diffusion import guided, sample_ddim
-from minicnet.experiments.lab import across_seeds, in_figures, main
+from minicnet.experiments.judging import across_seeds, in_figures
+from minicnet.experiments.lab import main
 from minicnet.sampling import seeded_noise
 from minicnet.unet import CrossAttention
 from minicnet.words import DIGITS, tokenize, with_article
@@ -23,6 +24,9 @@ BASE = "coloured"
 PLACES = {"ink": 1, "digit": 2, "paper": 4}  # of the words in the prompts here
 CLAIM = ("Not of the paper: places look at the words that concern them, those with ink at the words for ink and digit, "
          "those without at the word for paper.")
+
+WHY_HERE = ("The prompts name things that lie apart in the picture, and 7x7 places look at them. In a larger base, "
+            "with more layers and heads, single ones may look elsewhere.")
 
 
 def prompts_of_all_words(count):

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 
 from minicnet.conditions import canny
 from minicnet.evaluation import edge_f1
-from minicnet.experiments.lab import across_seeds, clearly_better, interval, main, mean
+from minicnet.experiments.judging import across_seeds, clearly_better, interval, mean
+from minicnet.experiments.lab import main
 from minicnet.experiments.plots import grouped_bars, lines_of_images
 
 BASE = "digits"

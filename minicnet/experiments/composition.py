@@ -16,13 +16,17 @@ from minicnet.checkpoints import WEIGHTS, load_control
 from minicnet.colours import DARK, LIGHT, held_out
 from minicnet.conditions import canny, colour
 from minicnet.evaluation import colour_error, edge_f1
-from minicnet.experiments.lab import in_figures, main, mean
+from minicnet.experiments.judging import in_figures, mean
+from minicnet.experiments.lab import main
 from minicnet.experiments.plots import columns_of_images
 from minicnet.words import DIGITS, tokenize, with_article
 
 BASE = "coloured"
 SAID = ("digit", "ink", "paper", "all")
 CLAIM = "Not of the paper: words compose. Combinations of digit, ink and paper that training never showed are drawn."
+
+WHY_HERE = ("Three words say nearly all that a picture here can be, and nine tenths of their combinations were seen. "
+            "Prompts of an open vocabulary may compose less surely.")
 
 
 def combinations(lab, unseen=True):

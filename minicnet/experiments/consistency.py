@@ -24,7 +24,8 @@ from minicnet.conditions import colour
 from minicnet.controlnet import trainable_copy
 from minicnet.evaluation import colour_error
 from minicnet.experiments import composition
-from minicnet.experiments.lab import across_seeds, blocks, control_eps, interval, main, mean
+from minicnet.experiments.judging import across_seeds, interval, mean
+from minicnet.experiments.lab import blocks, control_eps, main
 from minicnet.experiments.plots import columns_of_images, grouped_bars
 
 BASE = "coloured"

@@ -26,7 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minicnet.conditions import canny
 from minicnet.controlnet import ControlNet, freeze, trainable_copy
-from minicnet.experiments.lab import across_seeds, control_eps, in_figures, main, mean
+from minicnet.experiments.judging import across_seeds, in_figures, mean
+from minicnet.experiments.lab import control_eps, main
 from minicnet.experiments.plots import grouped_bars
 from minicnet.sampling import generate
 from minicnet.training import Loss, draw_batch, train

@@ -10,8 +10,9 @@ Fine-tuning gets the learning rate and the length that suit it: of three rates, 
 has those under which it follows edges best after training on 100 (edges of images that nothing else is measured on; the
 least loss would choose nets that follow no edges at all). `unlocked` gets that rate, too, and all steps.
 
-The paper trains on 1k, 50k and 3m images and shows pictures. Training is short here: it draws 150 batches of 32 images,
-so that of all hardly one is seen twice, and 100 are seen 48 times each. The images are drawn without guidance.
+The paper trains on 1k, 50k and 3m images and shows pictures. Training is short here: it draws 150 batches of 32 images.
+So of all hardly one is seen twice, and 100 are seen 48 times each (16 times in a third of the steps). The images are
+drawn without guidance.
 """
 
 import torch
@@ -20,7 +21,8 @@ from matplotlib.figure import Figure
 from minicnet.conditions import canny
 from minicnet.controlnet import controlled
 from minicnet.evaluation import edge_f1
-from minicnet.experiments.lab import across_seeds, in_figures, interval, main, mean, prompts_of
+from minicnet.experiments.judging import across_seeds, in_figures, interval, mean
+from minicnet.experiments.lab import main, prompts_of
 from minicnet.experiments.plots import lines_of_images
 from minicnet.experiments.teaching import TRIALS, WAYS, chosen, taught
 
@@ -93,8 +95,8 @@ def verdict(rows):
         f"{', '.join(in_figures(rows, f'control {size}', 'edge_f1') for size in SIZES)}; the base alone has "
         f"{floor:.3f}. So 1,000 images {collapse}, and all add {gain} to them. With "
         f"100 images, on one seed, ControlNet is ahead in edge-F1 of all fine-tuned, at its best "
-        f"({best(rows, 'finetuned')}), by {ahead[0]}, and of the decoder unlocked by {ahead[1]}. All fine-tuned "
-        f"reaches {rows['finetuned 100-0']['edge_f1']:.3f} with 100 images and "
+        f"({best(rows, 'finetuned')}), by {ahead[0]}, and of the decoder unlocked, at that rate, by {ahead[1]}. All "
+        f"fine-tuned reaches {rows['finetuned 100-0']['edge_f1']:.3f} with 100 images and "
         f"{rows['finetuned all-0']['edge_f1']:.3f} with all")
 
 

@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 
 from minicnet.conditions import canny
 from minicnet.controlnet import Control
-from minicnet.experiments.lab import across_seeds, clearly_better, in_figures, interval, main, mean
+from minicnet.experiments.judging import across_seeds, clearly_better, in_figures, interval, mean
+from minicnet.experiments.lab import main
 from minicnet.experiments.plots import lines_of_images
 from minicnet.words import tokenize
 

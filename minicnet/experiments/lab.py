@@ -8,8 +8,8 @@ repository it starts from), and three functions:
     figure(rows, lab)   the picture
 
 `main(name)` makes of these a command that can be stopped and run again: rows and networks that are done are kept. They
-carry a stamp of all that made them. What other code, settings or weights made is set aside, and made anew. Verdict and
-figure are made of the rows each time.
+carry a stamp of the weights, settings and code that made them (not of the machine: keep to one). What others made is
+set aside, and made anew. Verdict and figure are made of the rows each time.
 """
 
 import ast
@@ -18,11 +18,9 @@ import hashlib
 import importlib
 import itertools
 import json
-import statistics
 import time
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -48,7 +46,8 @@ SOURCES = {f"minicnet.{path.stem}" if path.parent == PACKAGE else f"minicnet.exp
            path.read_text(encoding="utf-8")  # read now, as it is what runs, whatever is edited meanwhile
            for path in sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("experiments/*.py")])}
 SAYING = {"CLAIM", "WHY_HERE", "verdict", "figure"}  # what an experiment makes of its rows, and says of them
-SHOWING = {"minicnet.cli", "minicnet.figures", "minicnet.experiments.plots"}  # modules that no row depends on
+SHOWING = {"minicnet.cli", "minicnet.figures", "minicnet.experiments.judging",
+           "minicnet.experiments.plots"}  # modules that no row depends on
 
 
 class Lab:
@@ -187,6 +186,11 @@ def control_eps(parts, condition_of):
     return eps_model
 
 
+def blocks(measure, *tensors):
+    """What measure(images, ...) says of each BLOCK of them, and of what belongs to them: a list of floats."""
+    return [measure(*parts) for parts in zip(*(x.split(BLOCK) for x in tensors), strict=True)]
+
+
 # -- Stamps: what made a file ------------------------------------------------------------------------------------------
 
 
@@ -207,6 +211,7 @@ def code_of(module, found):
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)):
             node.body = [part for part in node.body if not SAYING & _names(part)
+                         and getattr(part, "module", "") not in SHOWING
                          and not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))]
     found[module] = ast.unparse(tree)
     for node in imports:
@@ -234,68 +239,6 @@ def set_aside(path):
     names = (path.with_name(f"{path.stem}-earlier-{i}{path.suffix}") for i in itertools.count(1))
     aside = path.rename(next(name for name in names if not name.exists()))
     print(f"{path} is of other code, settings or weights: it is {aside.name} now, and made anew", flush=True)
-
-
-# -- Over seeds --------------------------------------------------------------------------------------------------------
-
-
-def across_seeds(rows, start, name):
-    """The values called `name` in all rows whose key is "start-SEED", in order."""
-    return [row[name] for key, row in rows.items() if key.rpartition("-")[0] == start]
-
-
-def mean(rows, start, name):
-    return statistics.mean(across_seeds(rows, start, name))
-
-
-def mean_and_deviation(values, digits=3):
-    """Mean and standard deviation of a list of values, one for each seed, as text: "0.981 ± 0.002"."""
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{deviation}"
-
-
-def in_figures(rows, start, name, digits=3):
-    return mean_and_deviation(across_seeds(rows, start, name), digits)
-
-
-def blocks(measure, *tensors):
-    """What measure(images, ...) says of each BLOCK of them, and of what belongs to them: a list of floats."""
-    return [measure(*parts) for parts in zip(*(x.split(BLOCK) for x in tensors), strict=True)]
-
-
-class Interval(NamedTuple):
-    """A difference `by`, and the 95% interval low .. high around it. As text: "+0.012 (+0.003 to +0.021)"."""
-
-    by: float
-    low: float
-    high: float
-
-    def __format__(self, digits):
-        return "{} ({} to {})".format(*(format(value, digits or "+.3f") for value in self))
-
-
-def interval(rows, ours, theirs, name):
-    """By how much is "ours" above "theirs" in the measure called `name`, all seeds together? -> Interval
-
-    Both drew the same images from the same noise, so the differences of blocks count. low .. high is the 95% bootstrap
-    interval of their mean (Efron 1979). It tells how sure these networks' difference is, not that of others.
-    """
-    ours, theirs = (sum(across_seeds(rows, start, f"{name}_blocks"), []) for start in (ours, theirs))
-    differences = torch.tensor([a - b for a, b in zip(ours, theirs, strict=True)])
-    generator = torch.Generator().manual_seed(0)
-    chosen = torch.randint(len(differences), (10_000, len(differences)), generator=generator)
-    low, high = differences[chosen].mean(1).quantile(torch.tensor([0.025, 0.975])).tolist()
-    return Interval(differences.mean().item(), low, high)
-
-
-def clearly_better(ours, theirs, sign=1):
-    """Is one variant better than another by more than chance would give? Two lists of values, seed by seed.
-
-    Both drew from the same noise, so the differences count: their mean must be more than twice their standard deviation
-    over the seeds. sign: -1 where less is better.
-    """
-    differences = [sign * (a - b) for a, b in zip(ours, theirs, strict=True)]
-    return statistics.mean(differences) > 2 * statistics.stdev(differences)
 
 
 # -- The command line --------------------------------------------------------------------------------------------------

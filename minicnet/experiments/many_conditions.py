@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from minicnet.conditions import canny, colour
 from minicnet.evaluation import colour_error, edge_f1
 from minicnet.experiments.composition import nets
-from minicnet.experiments.lab import blocks, in_figures, interval, main, mean
+from minicnet.experiments.judging import in_figures, interval, mean
+from minicnet.experiments.lab import blocks, main
 from minicnet.experiments.plots import columns_of_images
 
 BASE = "coloured"

@@ -22,7 +22,8 @@ from minicnet.conditions import canny, colour, depth, mask, scribble
 from minicnet.data import captions
 from minicnet.evaluation import label_accuracy, train_classifier
 from minicnet.experiments import composition, reconstruction
-from minicnet.experiments.lab import across_seeds, blocks, in_figures, interval, main, mean
+from minicnet.experiments.judging import across_seeds, in_figures, interval, mean
+from minicnet.experiments.lab import blocks, main
 from minicnet.experiments.plots import columns_of_images, grouped_bars
 from minicnet.words import tokenize
 

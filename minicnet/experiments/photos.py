@@ -9,11 +9,14 @@ from matplotlib.figure import Figure
 from minicnet.checkpoints import WEIGHTS, load_control
 from minicnet.conditions import CONDITIONS, canny, colour
 from minicnet.evaluation import colour_error, edge_f1
-from minicnet.experiments.lab import in_figures, main, mean
+from minicnet.experiments.judging import in_figures, mean
+from minicnet.experiments.lab import main
 from minicnet.experiments.plots import columns_of_images
 from minicnet.words import THINGS, tokenize, with_article
 
 BASE = "cifar10"
+WHY_HERE = ("Edges and coarse colours of a photograph speak of different things, and agree. The base draws many "
+            "animals as blots: it is measured whether both conditions are followed, not whether the picture is good.")
 SUMS = {"neither": (), "edges": ("canny",), "colour": ("colour",), "edges + colour": ("canny", "colour")}
 CLAIM = "Conditions compose by adding the outputs of their ControlNets, without weights: on photographs."
 
@@ -45,7 +48,8 @@ def run(lab):
 def verdict(rows):
     """Reproduced if the sum keeps at least 90% of what each net alone gains over the base, mixed if of one."""
     def gain(start, measure):
-        return abs(mean(rows, start, measure) - mean(rows, "neither", measure))
+        sign = {"edge_f1": 1, "colour_error": -1}[measure]
+        return sign * (mean(rows, start, measure) - mean(rows, "neither", measure))
 
     kept = [gain("edges + colour", measure) >= 0.9 * gain(alone, measure)
             for alone, measure in (("edges", "edge_f1"), ("colour", "colour_error"))]

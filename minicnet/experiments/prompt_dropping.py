@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from minicnet.conditions import canny
 from minicnet.evaluation import label_accuracy
-from minicnet.experiments.lab import across_seeds, interval, main, mean, prompts_of
+from minicnet.experiments.judging import across_seeds, interval, mean
+from minicnet.experiments.lab import main, prompts_of
 from minicnet.experiments.plots import grouped_bars, lines_of_images
 
 BASE = "digits"

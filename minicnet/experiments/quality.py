@@ -19,7 +19,8 @@ from minicnet.adherence import prompt_accuracy
 from minicnet.conditions import mask
 from minicnet.data import captions
 from minicnet.evaluation import frechet_distance
-from minicnet.experiments.lab import across_seeds, blocks, clearly_better, in_figures, interval, main
+from minicnet.experiments.judging import across_seeds, clearly_better, in_figures, interval
+from minicnet.experiments.lab import blocks, main
 from minicnet.experiments.plots import columns_of_images, grouped_bars
 from minicnet.experiments.reconstruction import HEADINGS, NAMES, draw
 from minicnet.words import tokenize

@@ -20,7 +20,8 @@ from minicnet.conditions import mask
 from minicnet.controlnet import ControlNet
 from minicnet.evaluation import mask_iou
 from minicnet.experiments.concatenated import ConcatenatedUNet, ConditionItself
-from minicnet.experiments.lab import across_seeds, blocks, control_eps, in_figures, interval, main, mean
+from minicnet.experiments.judging import across_seeds, in_figures, interval, mean
+from minicnet.experiments.lab import blocks, control_eps, main
 from minicnet.experiments.plots import columns_of_images, grouped_bars
 from minicnet.experiments.zero_convolution import ControlNetLite
 from minicnet.unet import UNet

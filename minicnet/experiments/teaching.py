@@ -4,7 +4,7 @@
     unlocked      ControlNet, and the base's decoder trains too (sd_locked=False in the authors' code)
     finetuned     all of the base trains; the edges are more channels of its input (concatenated.py)
 
-Data and batches are the same for all.
+Data and the order of batches are the same for all. Rates and lengths are not (TRIALS).
 """
 
 import copy

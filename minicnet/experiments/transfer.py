@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from minicnet.conditions import canny, gaussian_blur
 from minicnet.controlnet import trainable_copy
 from minicnet.evaluation import train_classifier
-from minicnet.experiments.lab import across_seeds, in_figures, interval, main, mean
+from minicnet.experiments.judging import across_seeds, in_figures, interval, mean
+from minicnet.experiments.lab import main
 from minicnet.experiments.plots import grouped_bars, lines_of_images
 
 BASE = "digits"

@@ -22,7 +22,8 @@ from torch import nn
 
 from minicnet.conditions import canny
 from minicnet.controlnet import ConditionEncoder, Control, ControlNet, controlled, freeze, zero_conv
-from minicnet.experiments.lab import across_seeds, in_figures, interval, main, mean, prompts_of
+from minicnet.experiments.judging import across_seeds, in_figures, interval, mean
+from minicnet.experiments.lab import main, prompts_of
 from minicnet.experiments.plots import grouped_bars, lines_of_images
 from minicnet.unet import Downsample
 from minicnet.words import DIGITS, tokenize
