@@ -329,3 +329,5 @@ def test_our_readme_is_the_one_of_the_published_results(tiny, monkeypatch):
     text = (FOLDER / "README.md").read_text("utf-8")
     assert all(f"## {result['name']}: {result['verdict']}\n\nThe claim: {result['claim']}" in text
                for result in sections)
+    lines = (all_experiments.ROOT / "README.md").read_text("utf-8").splitlines()
+    assert all(all_experiments.line(result) in lines for result in sections)

@@ -242,7 +242,7 @@ def rows_of_sizes(floor, few, all_, read=0.95):
     ((0.76, 0.77, 0.78), "not reproduced")])  # nothing was learned at all
 def test_few_images_suffice_only_if_they_bring_most_of_what_all_bring(numbers, word):
     found, why = data_size.verdict(rows_of_sizes(*numbers))
-    assert found == word and "fine-tuned, at its best (rate 0.1, a third), by +0.100 (+0.100 to +0.100)" in why
+    assert found == word and "+0.100 (+0.100 to +0.100) over all fine-tuned, at its best (rate 0.1, a third)" in why
     assert ("tell nothing" in why) == (numbers[2] < 0.8)
 
 

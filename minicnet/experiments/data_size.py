@@ -94,10 +94,9 @@ def verdict(rows):
         f"edge-F1 with {', '.join(SIZES)} images is "
         f"{', '.join(in_figures(rows, f'control {size}', 'edge_f1') for size in SIZES)}; the base alone has "
         f"{floor:.3f}. So 1,000 images {collapse}, and all add {gain} to them. With "
-        f"100 images, on one seed, ControlNet is ahead in edge-F1 of all fine-tuned, at its best "
-        f"({best(rows, 'finetuned')}), by {ahead[0]}, and of the decoder unlocked, at that rate, by {ahead[1]}. All "
-        f"fine-tuned reaches {rows['finetuned 100-0']['edge_f1']:.3f} with 100 images and "
-        f"{rows['finetuned all-0']['edge_f1']:.3f} with all")
+        f"100 images, on one seed, ControlNet's lead in edge-F1 is {ahead[0]} over all fine-tuned, at its best "
+        f"({best(rows, 'finetuned')}), and {ahead[1]} over the decoder unlocked, at that rate. All fine-tuned reaches "
+        f"{rows['finetuned 100-0']['edge_f1']:.3f} with 100 images and {rows['finetuned all-0']['edge_f1']:.3f} with all")
 
 
 def figure(rows, lab):

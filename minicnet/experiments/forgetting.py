@@ -98,7 +98,7 @@ def verdict(rows):
         f"{texts('without_label_accuracy', 'base')} of the images, ControlNet, decoder unlocked and all fine-tuned in "
         f"{texts('without_label_accuracy', *WAYS)}. The base is ahead of fine-tuning, at its best "
         f"({best(rows, 'finetuned')}), by {lost}, and with the digits shown by {lost_shown:.3f}. With edges of "
-        f"digits not shown, ControlNet is ahead of it by {leads[0]} in edge-F1 and by {leads[1]} in label accuracy "
+        f"digits not shown, ControlNet's lead over it is {leads[0]} in edge-F1 and {leads[1]} in label accuracy "
         f"(edge-F1 {texts('with_edge_f1', *WAYS)}). Of all trials of fine-tuning, on one seed, {mildest} keeps most: "
         f"{rows[f'{mildest}-0']['without_label_accuracy']:.3f} are read right without edges, and with them edge-F1 is "
         f"{rows[f'{mildest}-0']['with_edge_f1']:.3f}")
