@@ -58,7 +58,7 @@ def learning_curves(base, control, metrics, title):
     middle.plot(*_curve(control, "heldout_loss"), color="tab:blue", label="right condition")
     middle.set(title="The control learns to use its condition", ylabel="held-out loss")
     right.axhline(measured["real images"][name], color="tab:gray", linestyle=":", label="real images")
-    right.plot(*_curve(control, name), color="tab:green", marker=".", label="with control (few images, strength 1)")
+    right.plot(*_curve(control, name), color="tab:green", marker=".", label="with control\n(few, strength 1)")
     right.axhline(measured["base, guidance 1"][name], color="tab:gray", linestyle="--", label="without control")
     right.set(title="The images follow their condition", ylabel=TITLES[name])
     for ax in (left, middle, right):

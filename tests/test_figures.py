@@ -101,7 +101,7 @@ def test_curves_go_through_the_numbers_of_the_histories():
     assert batches == [[10, 0.7], [20, 0.4]] and heldout == [[0, 1], [10, 0.5], [20, 0.3]]
     assert middle["right condition"] == [[0, 0.3], [7, 0.2]]
     assert middle["condition of another image"] == [[0, 0.31], [7, 0.4]]
-    assert right["with control (few images, strength 1)"] == [[0, 0.6], [7, 0.9]]
+    assert right["with control\n(few, strength 1)"] == [[0, 0.6], [7, 0.9]]
     assert [y for _, y in right["without control"]] == [0.61, 0.61]
     assert [y for _, y in right["real images"]] == [1, 1]
 

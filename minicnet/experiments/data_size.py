@@ -95,8 +95,9 @@ def verdict(rows):
         f"{', '.join(in_figures(rows, f'control {size}', 'edge_f1') for size in SIZES)}; the base alone has "
         f"{floor:.3f}. So 1,000 images {collapse}, and all add {gain} to them. With "
         f"100 images, on one seed, ControlNet's lead in edge-F1 is {ahead[0]} over all fine-tuned, at its best "
-        f"({best(rows, 'finetuned')}), and {ahead[1]} over the decoder unlocked, at that rate. All fine-tuned reaches "
-        f"{rows['finetuned 100-0']['edge_f1']:.3f} with 100 images and {rows['finetuned all-0']['edge_f1']:.3f} with all")
+        f"({best(rows, 'finetuned')}), and {ahead[1]} over the decoder unlocked, at that rate. All fine-tuned "
+        f"reaches {rows['finetuned 100-0']['edge_f1']:.3f} with 100 images and "
+        f"{rows['finetuned all-0']['edge_f1']:.3f} with all")
 
 
 def figure(rows, lab):
