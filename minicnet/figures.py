@@ -50,7 +50,7 @@ def learning_curves(base, control, metrics, title):
     name, measured = metrics["measure"], metrics["measured"]
     fig = Figure(figsize=(11, 3.4), layout="constrained")
     left, middle, right = fig.subplots(1, 3)
-    left.plot(*_curve(base, "loss"), color="tab:gray", label="training batches (late t more often)")
+    left.plot(*_curve(base, "loss"), color="tab:gray", label="training batches, weighted")
     left.plot(*_curve(base, "heldout_loss"), color="tab:blue", label="held-out images")
     left.set(title="The base learns to guess noise", ylabel="loss")
     left.set_ylim(0, 3 * base[-1]["heldout_loss"])
