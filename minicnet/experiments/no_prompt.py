@@ -31,8 +31,8 @@ BASE = "coloured"
 CLAIM = ("Without a prompt, ControlNet robustly interprets content semantics in diverse input conditioning images "
          "(section 4.1, Figs. 7 and 11).")
 WHY_HERE = ("The paper shows pictures and sets no bar. Ours is nine tenths of what a classifier reads off the map; "
-            "edges, mask and depth miss it by little. Here an image holds one digit. Maps of scenes may say more, and be "
-            "more ambiguous.")
+            "edges, mask and depth miss it by little. Here an image holds one digit. Maps of scenes may say more, and "
+            "be more ambiguous.")
 CONDITIONS = {"edges": canny, "scribble": scribble, "mask": mask, "depth": depth, "colour": colour}
 SAID = ("digit", "ink", "paper")
 ENOUGH = 0.9  # of what can be read off a map
