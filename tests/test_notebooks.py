@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FAST = "04_zero_convolution"  # with networks, a control and a few steps of training: the one that runs every time
 REDUCED = {  # knobs of the parameters cell, turned down for a quick run
-    "01_noise": dict(TRIES=500, WORLD=200),
+    "01_noise": dict(TRIES=500, WORLD=200, JUMPS=20),
     "02_sampling": dict(PARTICLES=600, FILM=50, STEPS=[2, 10, 50, 250]),
     "03_unet": dict(TRAIN_IMAGES=2000, HELD_OUT=20, STEPS=40, BATCH=8, TIMES=[100, 500, 900], CLASSIFIER_STEPS=60,
                     GUIDANCE=[0, 1, 2], DRAWN=20),
@@ -34,7 +34,7 @@ REDUCED = {  # knobs of the parameters cell, turned down for a quick run
                                 SAMPLING_STEPS=2),
     "05_controlnet": dict(TRAIN_IMAGES=1000, HELD_OUT=10, STEPS=10, DRAW_EVERY=5, LOOK_EVERY=5, TEST_STEPS=5, BATCH=4,
                           SAMPLING_STEPS=4, STRENGTHS=[0, 1], CONFLICTS=10, GUIDANCE=[0, 2], CLASSIFIER_STEPS=50),
-    "06_many_conditions": dict(IMAGES=12, SHOWN=3, STEPS=8, FILMED=2, FILM_STEPS=12, STRENGTHS=[0, 1]),
+    "06_many_conditions": dict(IMAGES=12, SHOWN=3, STEPS=8, FILMED=2, FILM_STEPS=8, STRENGTHS=[0, 1], CLASSIFIER_STEPS=100),
     "07_claims": dict(),
 }
 
