@@ -34,7 +34,8 @@ REDUCED = {  # knobs of the parameters cell, turned down for a quick run
                                 SAMPLING_STEPS=2),
     "05_controlnet": dict(TRAIN_IMAGES=1000, HELD_OUT=10, STEPS=10, DRAW_EVERY=5, LOOK_EVERY=5, TEST_STEPS=5, BATCH=4,
                           SAMPLING_STEPS=4, STRENGTHS=[0, 1], CONFLICTS=10, GUIDANCE=[0, 2], CLASSIFIER_STEPS=50),
-    "06_many_conditions": dict(IMAGES=12, SHOWN=3, STEPS=8, FILMED=2, FILM_STEPS=8, STRENGTHS=[0, 1], CLASSIFIER_STEPS=100),
+    "06_many_conditions": dict(IMAGES=12, SHOWN=3, STEPS=8, FILMED=2, FILM_STEPS=8, STRENGTHS=[0, 1],
+                               CLASSIFIER_STEPS=100),
     "07_claims": dict(),
 }
 
