@@ -71,8 +71,7 @@ def draw_batch(step, seed, images, prompts, *, batch_size, drop_prompts, T, t_po
 class Loss(nn.Module):
     """The loss of a batch, as a module, because torch's DistributedDataParallel takes nothing else.
 
-    A squared error in eps weighs 1 / sqrt(alpha_bar), but at most LOUDEST; all over their mean. (An error in eps is one
-    in the guess of x_0, sqrt((1 - alpha_bar) / alpha_bar) times as large.)
+    A squared error in eps weighs 1 / sqrt(alpha_bar), but at most LOUDEST; all over their mean.
     """
 
     def __init__(self, net, eps_model, schedule):

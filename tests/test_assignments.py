@@ -192,6 +192,11 @@ RIGHT = {  # written differently from the library, and right
 WRONG = [  # assignment, class of tests, a part of the library's solution, what it becomes, a word of the hint
     ("a1", "TestAlphaBar", "alpha.cumprod(0)", "1 - beta.cumsum(0)", "combine"),
     ("a1", "TestAlphaBar", "alpha.cumprod(0)", "alpha", "come back"),
+    ("a1", "TestDDPM", "if t > 0", "if t > 1", "counts from 0"),
+    ("a1", "TestLoss", "weight[t] * error).mean()", "weight[t].mean() * error).mean()", "its own weight"),
+    ("a1", "TestDDIM", "sigma * _noise_like(x_t, generator)", "sigma * torch.randn_like(x_t)", "who draws the noise"),
+    ("a1", "TestGuidance", "[torch.cat(pair) for pair in zip(conditional, unconditional, strict=True)]",
+     "[torch.cat([conditional[0], unconditional[0]])] * len(conditional)", "all of the tuple"),
     ("a1", "TestAddNoise", "x_0) * x_0 + _at", "x_0) ** 2 * x_0 + _at", "variance"),
     ("a1", "TestAddNoise", "_at(self.sqrt_alpha_bar, t, x_0)", "self.sqrt_alpha_bar[t]", "axes"),
     ("a1", "TestAddNoise", "self._check(x_0, eps, t)", "pass", "promises"),

@@ -77,7 +77,7 @@ ASSIGNMENTS = {  # name: {file to hand in: its blanks}
     },
 }
 ANSWERED_IN = {  # lessons that answer a question of the handout, and tests that compute what students write
-    "a1": [], "a2": ["03_unet"], "a3": ["04_zero_convolution", "05_controlnet"], "a4": ["test_measures"]}
+    "a1": ["test_sampling"], "a2": ["03_unet"], "a3": ["04_zero_convolution", "05_controlnet"], "a4": ["test_measures"]}
 
 
 def make_student(name, target):

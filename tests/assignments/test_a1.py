@@ -177,6 +177,12 @@ class TestLoss:
         weight = torch.tensor([9.0, 1.0, 9.0, 3.0])  # t is 1 and 3
         weighted = diffusion_loss(lambda x_t, t: eps + 0.5, schedule, x_0, t, eps, weight=weight)
         check(close(weighted, 0.5), "`weight` says how much an error counts at each timestep: which is each image's?")
+        errors = torch.tensor([0.5, 1.0]).view(2, 1, 1, 1)
+        weighted = diffusion_loss(lambda x_t, t: eps + errors, schedule, x_0, t, eps, weight=weight)
+        check(close(weighted, 1.625), "each image's error counts with its own weight, and then the plain mean is taken")
+        points, noise = waves(2, 2), waves(2, 2, phase=1)
+        weighted = diffusion_loss(lambda x_t, t: noise + errors[:, 0, 0], schedule, points, t, noise, weight=weight)
+        check(close(weighted, 1.625), "x_0 may have any number of axes after the first: is your code tied to four?")
 
     @POINTS(2)
     def test_the_model_is_shown_the_noisy_images(self, schedule, batch):
@@ -229,6 +235,9 @@ class TestDDPM:
         check(std > 0.01, "from x_T on, every step but the last one adds fresh noise")
         check(abs(std - 0.7698) < 0.02, "the noise of a step has the posterior variance, so by what do you multiply "
               f"N(0, I)? Its standard deviation should be 0.770 in this test, and is {std:.3f}")
+        std = step()[0][0].std().item()
+        check(abs(std - 0.434) < 0.02, "the step from t = 1 to t = 0 adds noise, too: t counts from 0 here, and the "
+              f"paper's from 1. The standard deviation there should be 0.434, and is {std:.3f}")
 
     @POINTS(1)
     def test_the_last_step(self, step):
@@ -281,6 +290,9 @@ class TestDDIM:
         check(close(jump.mean(), 0.4896, 0.01), "fresh noise takes the place of old noise, so that the variance stays "
               "what it has to be at t_prev: what remains for the direction that points to x_t?")
         check(close(self.first_jump(schedule, eta=0.5).std(), 0.2169, 0.01), "half of eta is half of sigma")
+        check(torch.equal(self.first_jump(schedule, eta=1.0), jump),
+              "the same generator must give the same images: who draws the noise?")
+        check(not torch.equal(jump[0], jump[1]), "each image has its own noise")
 
 
 class TestGuidance:
@@ -313,6 +325,10 @@ class TestGuidance:
         check(not close(found[:, 0], [21.0, 39.0]), "some papers' w is one less than ours: here w = 1 is no guidance")
         check(close(found[:, 0], [18.0, 34.0]), "walk from one answer to the other, w times their difference")
         check(close(self.run(model, -0.5)[:, 0], [7.5, 16.5]), "w may be any number, negative ones too")
+        from minicnet.diffusion import guided
+        both = guided(lambda x_t, t, a, b: (a + 10 * b)[:, None], (torch.ones(2), 2 * torch.ones(2)),
+                      (torch.zeros(2), torch.ones(2)), 3.0)(torch.zeros(2, 1), torch.tensor([0, 0]))
+        check(close(both[:, 0], [43.0, 43.0]), "the model may be told several things: all of the tuple is handed on")
 
     @POINTS(1)
     def test_it_costs_one_call(self, model):
