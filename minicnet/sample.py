@@ -6,15 +6,17 @@
     python -m minicnet.sample --base minicnet/weights/coloured/base.pt --prompt "a red seven on navy paper"
 """
 
+import sys
 from pathlib import Path
 
 from minicnet import cli
 from minicnet.checkpoints import load_base, load_control, schedule_of
+from minicnet.data import NOUNS
 from minicnet.devices import pick_device
 from minicnet.figures import figure_format, samples_sheet, save_figure
 from minicnet.pictures import condition_from_image, condition_from_map, read_picture
 from minicnet.sampling import generate, seeded_noise
-from minicnet.words import tokenize
+from minicnet.words import CLOTHES, DIGITS, THINGS, tokenize
 
 
 def parse_arguments(argv=None):
@@ -62,11 +64,20 @@ def parse_arguments(argv=None):
     return args
 
 
+def unheard(prompt, dataset):
+    """The nouns of a prompt that no caption of the dataset holds."""
+    known = NOUNS.get(dataset.removeprefix("coloured-"), DIGITS)
+    return [word for word in prompt.lower().split() if word in (*DIGITS, *CLOTHES, *THINGS) and word not in known]
+
+
 def main(args):
     device = pick_device(args.device)
     prompt = tokenize([args.prompt] * args.count).to(device)
     unet, checkpoint = load_base(args.base or args.control[0].with_name("base.pt"))
     schedule, image_shape = schedule_of(checkpoint).to(device), checkpoint["image_shape"]
+    dataset = checkpoint.get("dataset", "drawn")
+    for word in unheard(args.prompt, dataset):
+        print(f"note: this base was trained on {dataset}, and never heard of {word!r}", file=sys.stderr)
     if args.steps > len(schedule):
         raise ValueError(f"--steps must be at most {len(schedule)}")
 

@@ -243,6 +243,7 @@ WRONG = [  # assignment, class of tests, a part of the library's solution, what 
     ("a2", "TestRest", "skips = [h]", "skips = []", "h itself"),
     ("a2", "TestRest", "skips.append(h)", "skips.insert(0, h)", "came in"),
     ("a2", "TestDecoder", "reversed(skips)", "skips", "resolution"),
+    ("a2", "TestDecoder", "reversed(skips)", "(skips.reverse() or skips)", "belongs to the caller"),
     ("a2", "TestDecoder", "torch.cat([h, skip], dim=1)", "torch.cat([skip, h], dim=1)", "h is first"),
     ("a2", "TestDecoder", "torch.cat([h, skip], dim=1)", "h + skip", "side by side"),
 

@@ -85,6 +85,17 @@ def test_a_drawing_and_a_prompt_become_images(run, drawn, capsys, unet, nets):
     assert wide.shape[1] > 2 * narrow.shape[1] and wide.std() > 0.1  # eight images are on the sheet
 
 
+@pytest.mark.parametrize("dataset, prompt, word", [
+    ("drawn", "a ship", "ship"), ("coloured-drawn", "a red coat", "coat"), ("cifar10", "seven", "seven"),
+    ("fashion-mnist", "a coat", ""), ("coloured-mnist", "a red seven on navy paper", ""), ("cifar10", "", "")])
+def test_a_noun_that_the_base_never_heard_is_noted(run, capsys, dataset, prompt, word):
+    checkpoint = torch.load(run / "base.pt", weights_only=True)
+    save_checkpoint(run / "base.pt", {**checkpoint, "dataset": dataset})
+    start(*control(run, "--prompt", prompt, "--count", "1"))
+    said = f"note: this base was trained on {dataset}, and never heard of {word!r}\n" if word else ""
+    assert [line for line in capsys.readouterr().err.splitlines(True) if "note:" in line] == ([said] if said else [])
+
+
 def test_every_flag_does_what_it_says(run, drawn):
     start(*control(run, "--scale", "-0.5", "--guidance", "2.5", "--count", "3", "--seed", "7", "--steps", "3"))
     call = drawn[0]

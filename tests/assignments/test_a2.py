@@ -255,6 +255,8 @@ class TestDecoder:
         decoder.norm_out = decoder.conv_out = nn.Identity()
         skips = [torch.full((1, 1, 2, 3), value) for value in (10.0, 20.0, 30.0)]
         image = decoder(skips, torch.full((1, 1, 2, 3), 5.0), *TOLD)
+        check([skip.mean().item() for skip in skips] == [10.0, 20.0, 30.0],
+              "the list of skips belongs to the caller: it must stay as it is")
         for stage in decoder.stages:
             check(was_told(stage), "every stage is called once, with (h and skip, emb, words)")
             check(stage.x.shape == (1, 2, 2, 3), "skip and h are put side by side as channels: nothing is added")
