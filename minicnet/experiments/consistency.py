@@ -122,12 +122,12 @@ def verdict(rows):
         return ", ".join(f"{name} {mean(rows, name, measure):.{digits}f}" for name in ("base", "before", *LONGEST))
 
     word = "reproduced" if helps("up to 200") else "mixed" if helps("up to 800") else "not reproduced"
-    moved, own = ([f"{gain(name, measure):+.4f}" for name in ("up to 200", "up to 800")]
-                  for measure in ("moved", "own"))
+    moved, own, read = ([f"{gain(name, measure):+.4f}" for name in ("up to 200", "up to 800")]
+                        for measure in ("moved", "own", "label_accuracy"))
     return word, (
         f"the colour error on the moved grid was {of_all('moved', 4)}. Against plain training, feedback up to t = 200 "
         f"changed it by {moved[0]}, up to t = 800 by {moved[1]}. On the grid trained on, it was {own[0]} and {own[1]}. "
-        f"Label accuracy was {of_all('label_accuracy', 3)}")
+        f"Label accuracy was {of_all('label_accuracy', 3)}; feedback changed it by {read[0]} and {read[1]}")
 
 
 def figure(rows, lab):
