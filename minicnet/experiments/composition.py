@@ -127,7 +127,7 @@ def figure(rows, lab):
                "another digit\n+ edges": drawing(lab, with_digit(prompts, (digits + 3) % 10), with_edges),
                "palette": palette * 2 - 1,
                "words + edges\n+ palette": drawing(lab, prompts, [*with_edges, (colour_net, palette, 1)])}
-    fig = Figure(figsize=(7.6, 7), layout="constrained")
+    fig = Figure(figsize=(9, 7), layout="constrained")
     columns_of_images(fig.subplots(), columns, prompts)
     return fig
 
