@@ -1,248 +1,232 @@
-"""Trains a small diffusion model on digits, then a ControlNet that makes it follow edges. From data to picture:
+"""Train a small diffusion model on digits, and then a ControlNet that makes it follow edges.
 
-    python train_mnist_edges.py                     # MNIST, or drawn digits where it cannot be had
-    python train_mnist_edges.py --quick             # the same path in a minute: a smoke run, the digits are poor
-    python train_mnist_edges.py --dataset drawn     # digits that the program draws itself: nothing is downloaded
-    python train_mnist_edges.py --resume            # go on with a run that was stopped
-    torchrun --nproc_per_node=4 train_mnist_edges.py # four processes, on a GPU each where there are GPUs, share batches
-    python train_mnist_edges.py --condition mask --base runs/mnist-edges/base.pt --out runs/mnist-mask
-                                                    # another condition for the same base, which is not trained again
+    python train_mnist_edges.py                      # MNIST, or drawn digits if it cannot be had
+    python train_mnist_edges.py --quick              # the same path in a minute, with poor digits
+    python train_mnist_edges.py --dataset drawn      # digits that the program draws by itself
+    python train_mnist_edges.py --resume             # go on with a run that was stopped
+    python train_mnist_edges.py --condition mask --base runs/mnist-edges/base.pt --out runs/mask
+                                                     # another condition for a base that is trained
+    torchrun --nproc_per_node=4 train_mnist_edges.py # four processes share each batch
 
-The run folder, --out, ends up with base.pt and control.pt to play with (python -m minicnet.sample), metrics.json,
-samples.png and learning.png.
+The run folder, --out, then holds base.pt and control.pt (draw with python -m minicnet.sample),
+metrics.json, samples.png and learning.png.
 """
 
+import minicnet  # noqa: F401, I001  (before torch: it sets how OpenMP's threads wait)
+
+import dataclasses
 import datetime
-import itertools
 import time
 from pathlib import Path
-from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 
 from minicnet import cli
-from minicnet.adherence import prompt_accuracy
-from minicnet.checkpoints import CheckpointError, fingerprint, load_base, save_checkpoint, schedule_of, write_json
+from minicnet.checkpoints import fingerprint, load_base, save_checkpoint, write_json
 from minicnet.conditions import CONDITIONS
 from minicnet.controlnet import ControlNet, controlled, freeze
-from minicnet.data import DATASETS, DataError, captions, choose_dataset, load_dataset
-from minicnet.devices import join_processes, pick_device
-from minicnet.diffusion import NoiseSchedule
-from minicnet.evaluation import MEASURES, edge_f1, frechet_distance, heldout_loss, train_classifier
+from minicnet.data import DATASETS, choose_dataset
+from minicnet.data.splits import load_splits
+from minicnet.devices import join_processes, pick_device, place
+from minicnet.errors import UserError
+from minicnet.evaluation import MEASURES, heldout_loss, train_classifier
 from minicnet.figures import learning_curves, samples_sheet, save_figure
-from minicnet.report import TITLES, table
+from minicnet.results import TITLES, Results, score
 from minicnet.runs import open_run
 from minicnet.sampling import generate, seeded_noise
-from minicnet.training import fit
+from minicnet.training import Recipe, Trainer, fit
 from minicnet.unet import UNet
-from minicnet.words import VOCABULARY, tokenize, training_prompts
 
-# t_power: of the base's training (`draw_batch`). scale: strength of the control when it is measured and shown.
-FULL = dict(base_steps=1300, control_steps=350, batch_size=32, t_power=0.5, scale=1.0, measured=400,
-            classifier_steps=400, classifier_width=16)
-QUICK = dict(base_steps=30, control_steps=20, batch_size=32, t_power=0.5, scale=1.0, measured=64,
-             classifier_steps=100, classifier_width=16)
-CIFAR10 = dict(base_steps=10_000, control_steps=3000, batch_size=64, t_power=1, scale=1.5, measured=2000,
-               classifier_steps=4000, classifier_width=48)
-MODELS = {"cifar10": dict(channels=40, multipliers=(1, 2, 2))}  # for the others UNet's own settings do
+DIGITS = dict(base_steps=2200, control_steps=350, batch_size=64, measured=1000,
+              model={}, classifier=dict(steps=400, width=16))
+QUICK = dict(base_steps=30, control_steps=20, batch_size=32, measured=64,
+             model={}, classifier=dict(steps=100, width=16))
+CIFAR10 = dict(base_steps=24_000, control_steps=4000, batch_size=64, measured=2000,
+               model=dict(channels=48, multipliers=(1, 2, 2)),
+               classifier=dict(steps=4000, width=48))
 FILES = ("base.pt", "control.pt", "metrics.json", "samples.png", "learning.png")
-VALIDATION = 5000  # training images kept back, to look at while training; the test set is for the end alone
+
+
+class Trained(NamedTuple):
+    """A locked network, the log of its training, and how long that took."""
+
+    net: torch.nn.Module
+    history: list
+    seconds: float
+    dataset: str
 
 
 def main(args):
     start = time.perf_counter()
     device = pick_device(args.device)
-    with join_processes(device) as first:  # of those that torchrun started; only the first writes
-        data = load(args, device)
-        if args.base:  # a wrong one is refused here, before an earlier run is moved aside
-            read_base(args, data)
+    with join_processes(device) as first:  # of torchrun's processes; only the first one writes
+        name = choose_dataset(args.dataset, args.data_dir)
+        splits = load_splits(name, args.data_dir)
+        train, validation, test = (split.to(device) for split in splits)
+        test = test.part(0, args.measured)  # for the end alone
+        print(f"{name}: {len(train.images)} images to train on, {device}")
+        base_recipe = Recipe(args.base_steps, args.batch_size, drop_prompts=0.1, seed=args.seed)
+        # With half of the prompts dropped, the control learns to read the condition by itself
+        # (section 3.3).
+        control_recipe = Recipe(args.control_steps, args.batch_size, drop_prompts=0.5,
+                                seed=args.seed)
+        if args.base:  # a wrong one is refused before an earlier run is moved aside
+            base, checkpoint = other_base(args, train.images)
         if first:
             open_run(args.out, FILES, args.resume)
-    loading = time.perf_counter() - start
-    base = train_base(args, data, first)
-    control = train_control(args, data, base)
-    if first:
-        start = time.perf_counter()
-        metrics = measure(args, data, base, control)
-        total = loading + base.seconds + control.seconds + time.perf_counter() - start
-        metrics["seconds"] = {"base": base.seconds, "control": control.seconds, "total": total}
-        write_json(args.out / "metrics.json", metrics)
-        draw(args, data, base, control, metrics)
-        print(f"\n{table(metrics)}\n\nin {args.out}: {', '.join(FILES)}")
-
-
-def load(args, device):
-    """Images and prompts to train on, validation images to look at meanwhile, test images for the end alone."""
-    dataset = choose_dataset(args.dataset, args.data_dir)
-    images, labels = (x.to(device) for x in load_dataset(dataset, "train", args.data_dir))
-    if len(images) <= VALIDATION:
-        raise DataError(f"{dataset} in {args.data_dir} has only {len(images)} images: more than {VALIDATION} are "
-                        "needed")
-    prompts = training_prompts(captions(dataset, "train", args.data_dir)).to(device)
-    test_images = load_dataset(dataset, "test", args.data_dir)[0][: args.measured].to(device)
-    test_captions = captions(dataset, "test", args.data_dir)[: args.measured]
-    print(f"{dataset}: {len(images) - VALIDATION} images to train on, {device}")
-    data = SimpleNamespace(
-        dataset=dataset, images=images[:-VALIDATION], labels=labels[:-VALIDATION], prompts=prompts[:-VALIDATION],
-        val_images=images[-VALIDATION:], val_prompts=prompts[-VALIDATION:, 0], test_images=test_images,
-        test_captions=test_captions, test_prompts=tokenize(test_captions).to(device))
-    if dataset == "cifar10":  # what is seen in a mirror is of the same kind, which is not true of digits
-        data.images = torch.cat([data.images, data.images.flip(3)])
-        data.labels, data.prompts = data.labels.repeat(2), data.prompts.repeat(2, 1, 1)
-    return data
-
-
-def train_base(args, data, first):
-    """The base learns to draw what a prompt says: eps_theta(x_t, t, c_t). -> unet (frozen), schedule, history, ..."""
-    shape, few, few_prompts = list(data.images.shape[1:]), data.val_images[:64], data.val_prompts[:64]
-    if args.base:
-        return copy_base(args, data, first)
-    schedule = NoiseSchedule.cosine(1000).to(few.device)
-
-    def eps_model(unet, x_0, prompt):
-        return eps_given(prompt, unet)
-
-    def look(unet):
-        return {"heldout_loss": heldout_loss(eps_model(unet, few, few_prompts), schedule, few)}
-
-    torch.manual_seed(args.seed)
-    unet = UNet(in_channels=shape[0], **MODELS.get(data.dataset, {})).to(few.device)
-    about = dict(kind="base", dataset=data.dataset, image_shape=shape, schedule=["cosine", len(schedule)],
-                 vocabulary=list(VOCABULARY), model=unet.settings)
-    history, seconds = fit(
-        unet, eps_model, schedule, data.images, data.prompts, path=args.out / "base.pt", about=about, look=look,
-        resume=args.resume, steps=args.base_steps, batch_size=args.batch_size, drop_prompts=0.1, seed=args.seed,
-        t_power=args.t_power)
-    return SimpleNamespace(unet=freeze(unet), schedule=schedule, history=history, seconds=seconds,
-                           dataset=data.dataset)
-
-
-def read_base(args, data):
-    """The base of an earlier run, --base, if it is one for these images, and its checkpoint."""
-    unet, checkpoint = load_base(args.base, image_shape=list(data.images.shape[1:]))
-    if "training" in checkpoint:
-        raise CheckpointError(f"the training of {args.base} was stopped: --resume its run first")
-    return unet, checkpoint
-
-
-def copy_base(args, data, first):
-    """The base of an earlier run, copied into this one's folder. Returned as by `train_base`."""
-    unet, checkpoint = read_base(args, data)
-    device = data.images.device
-    if args.resume and fingerprint(load_base(args.out / "base.pt")[0]) != fingerprint(unet):
-        raise CheckpointError(f"the run in {args.out} has another base than {args.base}: choose another --out")
-    if first:
+    if not args.base:
+        base = train_base(name, train, validation, base_recipe, args)
+    elif first:
         save_checkpoint(args.out / "base.pt", checkpoint)
-    return SimpleNamespace(unet=unet.to(device), schedule=schedule_of(checkpoint).to(device),
-                           history=checkpoint["history"], seconds=0.0, dataset=checkpoint["dataset"])
+    control = train_control(name, train, validation, base.net, control_recipe, args)
+    if first:
+        results = measure(name, train, validation, test, base, control, args)
+        results.seconds["total"] = time.perf_counter() - start
+        write_json(args.out / "metrics.json", dataclasses.asdict(results))
+        draw(test, base, control, results, args)
+        print(f"\n{results.as_table()}\n\nin {args.out}: {', '.join(FILES)}")
 
 
-def train_control(args, data, base):
-    """A copy of the locked base's encoder learns to read the condition. -> net (frozen), history, seconds"""
-    condition_of, fidelity = CONDITIONS[args.condition], MEASURES[args.condition]  # for edges: canny and edge_f1
-    few, few_prompts = data.val_images[:64], data.val_prompts[:64]
-    condition, noise = condition_of(few), seeded_noise(few.shape, args.seed, few.device)
-
-    def eps_model(net, x_0, prompt):
-        return eps_given(prompt, base.unet, [(net, condition_of(x_0), 1)])
-
-    def look(net):
-        drawn = generate(base.unet, base.schedule, few_prompts[:16], noise[:16], [(net, condition[:16], 1)], steps=10)
-        right, wrong = (heldout_loss(eps_model(net, x_0, few_prompts), base.schedule, few)
-                        for x_0 in (few, few.roll(1, 0)))
-        return {"heldout_loss": right, "heldout_loss_shuffled": wrong,
-                fidelity.__name__: fidelity(drawn, condition[:16])}
-
+def train_base(name, train, validation, recipe, args):
+    """Train the base to draw what a prompt says, eps_theta(x_t, t, c_t), and lock it."""
+    images, prompt = validation.images[:64], validation.prompts[:64, 0]
+    shape = list(images.shape[1:])
     torch.manual_seed(args.seed)
-    net = ControlNet(base.unet, condition_channels=condition.shape[1]).to(few.device)
-    about = dict(kind="control", dataset=data.dataset, base=fingerprint(base.unet), condition=args.condition,
-                 condition_channels=condition.shape[1])
-    history, seconds = fit(
-        net, eps_model, base.schedule, data.images, data.prompts, path=args.out / "control.pt", about=about, look=look,
-        resume=args.resume, steps=args.control_steps, batch_size=args.batch_size, drop_prompts=0.5, seed=args.seed)
-    return SimpleNamespace(net=freeze(net), history=history, seconds=seconds)
+    unet = place(UNet(in_channels=shape[0], **args.model), images.device)
+
+    def eps_model_of(unet, x_0, prompt):
+        return controlled(unet, prompt)
+
+    def evaluate(unet):
+        return {"heldout_loss": heldout_loss(controlled(unet, prompt), unet.schedule, images)}
+
+    trainer = Trainer(unet, eps_model_of, train.images, train.prompts, recipe, unet.schedule)
+    header = dict(kind="base", dataset=name, image_shape=shape, model=unet.settings)
+    history, seconds = fit(trainer, args.out / "base.pt", header, evaluate, resume=args.resume)
+    return Trained(freeze(unet), history, seconds, name)
 
 
-def eps_given(prompt, unet, controls=()):
-    """The base, under its controls and for a prompt, as an `eps_model(x_t, t)`."""
-    eps = controlled(unet, controls)
-    return lambda x_t, t: eps(x_t, t, prompt)
+def other_base(args, images):
+    """Load the base of an earlier run, --base, if it draws images like these. A resumed run keeps
+    the base that is in its folder."""
+    path = args.out / "base.pt" if args.resume else args.base
+    unet, checkpoint = load_base(path, image_shape=images.shape[1:])
+    if "training" in checkpoint:
+        raise UserError(f"the training of {path} was stopped: --resume its run first")
+    base = Trained(place(unet, images.device), checkpoint["history"], 0.0, checkpoint["dataset"])
+    return base, checkpoint
 
 
-def measure(args, data, base, control):
-    """How good are they? On test images: the same prompts and noise, without control and with it. -> metrics"""
-    images, prompt, count = data.test_images, data.test_prompts, len(data.test_images)
+def train_control(name, train, validation, unet, recipe, args):
+    """Train a copy of the locked base's encoder to read a condition, eps(x_t, t, c_t, c_f)."""
+    condition_of, measure_of = CONDITIONS[args.condition], MEASURES[args.condition]
+    images, prompt = validation.images[:64], validation.prompts[:64, 0]
+    condition = condition_of(images)
+    noise = seeded_noise(images[:16].shape, args.seed, images.device)
+    torch.manual_seed(args.seed)
+    net = place(ControlNet(unet, condition_channels=condition.shape[1]), images.device)
+
+    def eps_model_of(net, x_0, prompt):
+        return controlled(unet, prompt, [(net, condition_of(x_0), 1)])
+
+    def evaluate(net):
+        drawn = generate(unet, unet.schedule, prompt[:16], noise, [(net, condition[:16], 1)],
+                         steps=10)
+        right, shuffled = (
+            heldout_loss(controlled(unet, prompt, [(net, given, 1)]), unet.schedule, images)
+            for given in (condition, condition.roll(1, 0)))
+        return {"heldout_loss": right, "heldout_loss_shuffled": shuffled,
+                measure_of.__name__: measure_of(drawn, condition[:16])}
+
+    trainer = Trainer(net, eps_model_of, train.images, train.prompts, recipe, unet.schedule)
+    header = dict(kind="control", dataset=name, base=fingerprint(unet.state_dict()),
+                  condition=args.condition, condition_channels=condition.shape[1])
+    history, seconds = fit(trainer, args.out / "control.pt", header, evaluate, resume=args.resume)
+    return Trained(freeze(net), history, seconds, name)
+
+
+def measure(name, train, validation, test, base, control, args):
+    """Measure on test images: the same prompts and noise, without control and with it."""
+    images, prompt, count = test.images, test.prompts[:, 0], len(test.images)
+    unet, schedule = base.net, base.net.schedule
     print(f"measuring on {count} test images")
-    classifier = train_classifier(data.images, data.labels, steps=args.classifier_steps, seed=args.seed,
-                                  width=args.classifier_width)
-    condition_of, fidelity = CONDITIONS[args.condition], MEASURES[args.condition]
-    condition, noise = condition_of(images), seeded_noise(images.shape, args.seed, images.device)
-
-    def scores(drawn, real=images):
-        strict = {"edge_f1_strict": edge_f1(drawn, condition, tolerance=0)} if args.condition == "canny" else {}
-        return {fidelity.__name__: fidelity(drawn, condition), **strict,
-                **prompt_accuracy(drawn, data.test_captions, classifier),
-                "frechet": frechet_distance(classifier, drawn, real)}
-
-    controls, measured = {"base": [], "with control": [(control.net, condition, args.scale)]}, {}
-    for name, w in itertools.product(controls, (1, 2)):
-        drawn = generate(base.unet, base.schedule, prompt, noise, controls[name], guidance=w, progress=True)
-        measured[f"{name}, guidance {w}"] = scores(drawn)
-    measured["real images"] = scores(images, data.val_images[:count])  # unseen by networks and classifier
-    losses = {name: heldout_loss(eps_given(prompt, base.unet, some), base.schedule, images) for name, some in
-              (("base", []), ("control", [(control.net, condition, 1)]),
-               ("shuffled", [(control.net, condition.roll(1, 0), 1)]))}
-    return {
-        "dataset": data.dataset, "condition": args.condition, "measure": fidelity.__name__,
-        "base_dataset": base.dataset, "device": str(images.device), "seed": args.seed, "torch": torch.__version__,
-        "date": datetime.date.today().isoformat(), "images": count, "scale": args.scale, "batch_size": args.batch_size,
-        "base_steps": base.history[-1]["step"], "control_steps": args.control_steps, "measured": measured,
-        "heldout_loss": losses}
-
-
-def draw(args, data, base, control, metrics):
-    """What does it look like? The conditions of the first test images, drawn four times each, and without control."""
-    images, rows, guidance = data.test_images[:8], data.test_captions[:8], 2
+    classifier = train_classifier(train.images, train.labels, seed=args.seed, **args.classifier)
     condition = CONDITIONS[args.condition](images)
-    prompt = data.test_prompts[:8].repeat_interleave(4, dim=0)
+    noise = seeded_noise(images.shape, args.seed, images.device)
+    controls = [(control.net, condition, 1)]
+
+    def scores(drawn, reference=images):
+        return score(drawn, args.condition, condition, test.captions, classifier, reference)
+
+    def drawn(controls, w):
+        return generate(unet, schedule, prompt, noise, controls, guidance=w, progress=True)
+
+    def loss(controls):
+        return heldout_loss(controlled(unet, prompt, controls), schedule, images)
+
+    return Results(
+        dataset=name, condition=args.condition, base_dataset=base.dataset,
+        device=str(images.device), seed=args.seed, torch=torch.__version__,
+        date=datetime.date.today().isoformat(), images=count, batch_size=args.batch_size,
+        base_steps=base.history[-1]["step"], control_steps=args.control_steps,
+        base={w: scores(drawn([], w)) for w in (1, 2)},
+        control={w: scores(drawn(controls, w)) for w in (1, 2)},
+        real=scores(images, validation.images[:count]),  # the networks have seen neither
+        heldout_loss={"base": loss([]), "control": loss(controls),
+                      "shuffled": loss([(control.net, condition.roll(1, 0), 1)])},
+        seconds={"base": base.seconds, "control": control.seconds})
+
+
+def draw(test, base, control, results, args):
+    """Draw the first test images' conditions four times each, and the same without control."""
+    images, rows = test.images[:8], test.captions[:8]
+    condition = CONDITIONS[args.condition](images)
+    prompt = test.prompts[:8, 0].repeat_interleave(4, dim=0)
     noise = seeded_noise((len(prompt), *images.shape[1:]), args.seed + 1, images.device)
-    controls = [(control.net, condition.repeat_interleave(4, dim=0), args.scale)]
-    plain, drawn = (generate(base.unet, base.schedule, prompt, noise, some, guidance=guidance).unflatten(0, (-1, 4))
-                    for some in ([], controls))
-    score = metrics["measured"][f"with control, guidance {guidance}"][metrics["measure"]]
-    title = f"{data.dataset}, seed {args.seed}, guidance {guidance}: {TITLES[metrics['measure']]} {score:.3f}"
-    sheet = {args.condition: condition[:, None] * 2 - 1, "with control": drawn, "real": images[:, None],
-             "the same noise without control": plain}
-    save_figure(samples_sheet(sheet, title, rows), args.out / "samples.png")
-    save_figure(learning_curves(base.history, control.history, metrics, title), args.out / "learning.png")
+    controls = [(control.net, condition.repeat_interleave(4, dim=0), 1)]
+    drawn, without = (
+        generate(base.net, base.net.schedule, prompt, noise, some, guidance=2).unflatten(0, (-1, 4))
+        for some in (controls, []))
+    columns = {args.condition: condition[:, None] * 2 - 1, "with control": drawn,
+               "real": images[:, None], "same noise, without control": without}
+    title = (f"{results.dataset}, seed {args.seed}, guidance 2: {TITLES[results.measure]} "
+             f"{results.control[2][results.measure]:.3f}")
+    save_figure(samples_sheet(columns, title, rows), args.out / "samples.png")
+    curves = learning_curves(base.history, control.history, results, title)
+    save_figure(curves, args.out / "learning.png")
 
 
 def parse_arguments(argv=None):
     parser = cli.parser(__doc__)
     parser.add_argument("--dataset", default="auto", choices=DATASETS)
-    parser.add_argument("--condition", default="canny", choices=list(CONDITIONS), help="what the control is to follow")
-    parser.add_argument("--base", type=Path, help="a trained base.pt, to be used instead of training one")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where datasets are, or are downloaded to")
-    parser.add_argument("--out", type=Path, default=Path("runs/mnist-edges"), help="the run folder")
-    parser.add_argument("--seed", type=cli.whole_number, default=0)
-    for name, meaning in (("base_steps", "of training the base"), ("control_steps", "of training the control"),
-                          ("batch_size", "images in a step"), ("measured", "test images to measure on")):
-        parser.add_argument("--" + name.replace("_", "-"), type=cli.positive,
-                            help=f"{meaning}; default: {FULL[name]}, for CIFAR-10 {CIFAR10[name]}")
-    parser.add_argument("--scale", type=cli.finite, help="strength of the control in what is measured and drawn; "
-                        f"default: {FULL['scale']}, for CIFAR-10 {CIFAR10['scale']}")
-    parser.add_argument("--quick", action="store_true", help="a smoke run of the same path, with poor digits")
+    parser.add_argument("--condition", default="canny", choices=list(CONDITIONS),
+                        help="what the control follows")
+    parser.add_argument("--base", type=Path, help="a trained base.pt, instead of training one")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"),
+                        help="where datasets are, or are downloaded to")
+    parser.add_argument("--out", type=Path, default=Path("runs/mnist-edges"),
+                        help="the run folder")
+    parser.add_argument("--seed", type=cli.whole_number(0, 10**9), default=0)
+    for name, most, meaning in (("base_steps", 10**8, "training steps of the base"),
+                                ("control_steps", 10**8, "training steps of the control"),
+                                ("batch_size", 4096, "images in a training step"),
+                                ("measured", 10_000, "test images to measure on")):
+        parser.add_argument("--" + name.replace("_", "-"), type=cli.whole_number(1, most), help=(
+            f"{meaning}; default {DIGITS[name]}, for CIFAR-10 {CIFAR10[name]}"))
+    parser.add_argument("--quick", action="store_true",
+                        help="a smoke run of the same path in a minute, with poor digits")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     args = parser.parse_args(argv)
     if args.base and args.base.resolve() == (args.out / "base.pt").resolve():
-        parser.error("--base lies in the run folder --out: choose another --out for the second control")
-    for name, value in (QUICK if args.quick else CIFAR10 if args.dataset == "cifar10" else FULL).items():
+        parser.error("--base lies in the run folder --out: choose another --out")
+    settings = QUICK if args.quick else CIFAR10 if args.dataset == "cifar10" else DIGITS
+    for name, value in settings.items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
     return args
 
 
 if __name__ == "__main__":
-    args = parse_arguments()
-    cli.run(main, args, stopped=f"stopped: the same command with --resume goes on with {args.out}, if training "
-                                "had begun")
+    cli.run(lambda: main(parse_arguments()),
+            stopped="stopped: the same command with --resume goes on, if training had begun")

@@ -1,140 +1,180 @@
-"""Files that are never half written, and checkpoints that are safe to open and know which base they belong to."""
+"""Files that are never half written, and checkpoints that are safe to load and know their base.
+
+A checkpoint is a dict of tensors and plain values. `load_checkpoint` unpickles nothing else, and
+checks the type of every entry, so a file from a stranger can be loaded.
+"""
 
 import contextlib
 import hashlib
 import io
-import itertools
 import json
 import os
+import tempfile
 import zipfile
 from pathlib import Path
 
 import torch
 
+from minicnet.conditions import CONDITIONS
 from minicnet.controlnet import ControlNet, freeze
-from minicnet.diffusion import NoiseSchedule
+from minicnet.errors import UserError
 from minicnet.unet import UNet
 from minicnet.words import VOCABULARY
 
-WEIGHTS = Path(__file__).parent / "weights"  # small trained networks that travel with the repository (export.py)
-
-
-class CheckpointError(RuntimeError):
-    """A file cannot be written, or is not the checkpoint it should be. The message is one sentence for the user."""
+WEIGHTS = Path(__file__).parent / "weights"  # small trained networks that come with the repository
+FORMAT = 2  # 1: before the network predicted v
+TYPES = {  # of the entries that programs read
+    "kind": str, "dataset": str, "condition": str, "base": str, "image_shape": list, "model": dict,
+    "condition_channels": int, "weights": dict, "step": int, "history": list, "seconds": float,
+    "training": dict,
+}
 
 
 class Checkpoint(dict):
-    """What the file `path` holds. Asking for an entry that it lacks raises CheckpointError."""
+    """The entries of a checkpoint. Looking up a missing one raises UserError."""
 
     def __missing__(self, name):
-        raise CheckpointError(f"{self.path} has no {name!r}: an earlier version of minicnet made it, so train again")
+        raise UserError(f"{self.path} has no entry {name!r}, so it is not complete: train again")
 
 
 def write_atomically(path, data):
-    """Writes bytes: at any moment `path` is the old file or the whole new one. Raises CheckpointError if it cannot."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
+    """Write bytes so that `path` is always either the old file or the whole new one.
+
+    A link is followed. Raises UserError if the file cannot be written.
+    """
+    path = Path(os.path.realpath(path))
+    partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:40]}.",
+                                         delete=False) as file:
+            partial = file.name  # unique, because another process may write the same path
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(partial, 0o666 & ~_umask())
         os.replace(partial, path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        kept = "the one written before is kept" if path.exists() else "nothing was written"
-        raise CheckpointError(f"cannot write {path}: {error.strerror}; {kept}, "
-                              "so free some space or choose another --out") from error
+        if partial:
+            with contextlib.suppress(OSError):
+                os.unlink(partial)
+        kept = "the file that was there is kept" if path.exists() else "nothing was written"
+        raise UserError(f"cannot write {path} ({error.strerror}); {kept}: free some space, or "
+                        "choose another --out") from error
+
+
+def _umask():
+    """Return the process's umask, which can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def write_json(path, value):
+    """Write a value as indented JSON, atomically."""
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def save_checkpoint(path, checkpoint):
-    """Writes a dict of tensors and plain values. Raises CheckpointError if it cannot."""
+    """Write a dict of tensors and plain values. Raises UserError if that fails."""
     buffer = io.BytesIO()
-    torch.save(dict(checkpoint), buffer)
+    torch.save({"format": FORMAT, "vocabulary": list(VOCABULARY), **checkpoint}, buffer)
     write_atomically(path, buffer.getvalue())
 
 
-def load_checkpoint(path, about):
-    """Reads what `save_checkpoint` wrote. about: entries that it must have, "kind" among them.
+def load_checkpoint(path, header):
+    """Read what `save_checkpoint` wrote. header: entries that it must have, "kind" among them.
 
-    A stranger's file cannot run code: only tensors and plain values are read. Raises CheckpointError for a file that is
-    missing, damaged, of another kind, or made with other settings.
+    Raises UserError for a file that is missing or damaged, is of another format or kind, has
+    entries of the wrong type or weights that are not finite, or was made with another header.
     """
     try:
         file = io.BytesIO(Path(path).read_bytes())
     except OSError as error:
-        raise CheckpointError(f"{error.strerror}: {path}: train first, or name another file") from error
+        raise UserError(f"cannot read {str(path):.200} ({error.strerror}): train first, or name "
+                        "another file") from error
     try:
         with zipfile.ZipFile(file) as archive:
-            # torch.load would take flipped bits for weights, and for a folder whatever lies in memory. Nothing that
-            # torch.save writes is compressed: a file that is may fill the memory.
-            if any(part.compress_type or part.external_attr for part in archive.infolist()) or archive.testzip():
+            # torch.load does not check for flipped bits, and a compressed archive could fill the
+            # memory. torch.save compresses nothing.
+            if any(part.compress_type or part.external_attr for part in archive.infolist()):
+                raise zipfile.BadZipFile
+            if archive.testzip():
                 raise zipfile.BadZipFile
         file.seek(0)
         checkpoint = Checkpoint(torch.load(file, map_location="cpu", weights_only=True))
-    except Exception as error:  # what a damaged file makes of its readers cannot be foreseen
-        raise CheckpointError(f"{path} is damaged, or no checkpoint of minicnet: move it away and train") from error
+    except Exception as error:  # a damaged file may raise anything
+        raise UserError(f"{path} is damaged, or is no checkpoint of minicnet: move it away, and "
+                        "train again") from error
     checkpoint.path = path
-    if checkpoint.get("kind") != about["kind"]:
-        raise CheckpointError(f"{path} is not a {about['kind']} checkpoint of minicnet: name another file")
-    for there, here in itertools.zip_longest(checkpoint.get("vocabulary", VOCABULARY), VOCABULARY, fillvalue=""):
-        if there != here:  # a word's place is its token
-            raise CheckpointError(f"{path} has the word {there!r} where minicnet now has {here!r}: train again")
-    differing = [f"{name} {checkpoint[name]} instead of {value}" for name, value in about.items()
-                 if checkpoint[name] != value]
-    if differing:
-        raise CheckpointError(f"{path} was made with {', '.join(differing)}: "
-                              "keep to the settings of its run, or choose another file or --out")
+    if checkpoint.get("kind") != header["kind"]:
+        raise UserError(f"{path} is no checkpoint of a {header['kind']}: name another file")
+    if checkpoint.get("format") != FORMAT or checkpoint.get("vocabulary") != list(VOCABULARY):
+        raise UserError(f"{path} was made by another version of minicnet, which this one cannot "
+                        "read: train again")
+    for name, kind in TYPES.items():
+        if name in checkpoint and not isinstance(checkpoint[name], kind):
+            raise UserError(f"{path} is damaged: {name!r} is not a {kind.__name__}; train again")
+    if "condition" in checkpoint and checkpoint["condition"] not in CONDITIONS:
+        raise UserError(f"{path} is for an unknown condition, {checkpoint['condition']!r:.60}: the "
+                        f"conditions are {', '.join(CONDITIONS)}")
+    if not all(torch.is_tensor(weight) and weight.isfinite().all()
+               for weight in checkpoint["weights"].values()):
+        raise UserError(f"{path} holds weights that are not finite numbers: train again")
+    for name, value in header.items():
+        if checkpoint[name] != value:
+            found = f"{checkpoint[name]!r:.60} and not {value!r:.60}"
+            raise UserError(f"{path} was made with {name} {found}: keep to the settings and the "
+                            "data of its run, or choose another --out")
     return checkpoint
 
 
 def load_base(path, image_shape=None):
-    """-> frozen UNet, checkpoint. image_shape: the [C, H, W] that it must draw, if any. Raises CheckpointError."""
-    about = {"kind": "base", "vocabulary": list(VOCABULARY), "image_shape": image_shape}
-    checkpoint = load_checkpoint(path, {name: value for name, value in about.items() if value})
-    return _trained(UNet, checkpoint["model"], checkpoint), checkpoint
+    """Load a base. Returns the frozen UNet, and its checkpoint.
+
+    image_shape: the [C, H, W] that its images must have, if only one will do. Raises UserError.
+    """
+    header = {"kind": "base"}
+    if image_shape:
+        header["image_shape"] = list(image_shape)
+    checkpoint = load_checkpoint(path, header)
+    net = _load_weights(lambda: UNet(**checkpoint["model"]), checkpoint)
+    shape = checkpoint["image_shape"]
+    sides_fit = len(shape) == 3 and all(isinstance(side, int) and 0 < side <= 256 for side in shape)
+    if not sides_fit or shape[0] != net.settings["in_channels"]:
+        raise UserError(f"{path} names no possible image_shape but {shape!r:.60}: train again")
+    return net, checkpoint
 
 
 def load_control(path, unet, force=False):
-    """-> frozen ControlNet, checkpoint. force: also for a base that it was not made for. Raises CheckpointError."""
+    """Load the ControlNet of a base. Returns the frozen net, and its checkpoint.
+
+    force: accept a control that was trained for another base. Raises UserError.
+    """
     checkpoint = load_checkpoint(path, {"kind": "control"})
-    if checkpoint["base"] != fingerprint(unet) and not force:
-        raise CheckpointError(f"{path} was trained for another base than the one it is to control: take the base.pt "
-                              "that lies beside it, or force it (--force, force=True) for an experiment")
-    settings = dict(unet=unet, condition_channels=checkpoint["condition_channels"])
-    return _trained(ControlNet, settings, checkpoint), checkpoint
+    if checkpoint["base"] != fingerprint(unet.state_dict()) and not force:
+        raise UserError(f"{path} was trained for another base: use the base.pt beside it, or force "
+                        "it (--force, force=True) as an experiment")
+    channels = checkpoint["condition_channels"]
+    return _load_weights(lambda: ControlNet(unet, channels), checkpoint), checkpoint
 
 
-def _trained(network, settings, checkpoint):
-    weights = checkpoint["weights"]
+def _load_weights(make, checkpoint):
+    """Return the network that `make` returns, frozen, with the checkpoint's weights."""
     try:
-        net = network(**settings)
-        net.load_state_dict(weights)
-    except Exception as error:  # the settings may be nonsense, too
+        net = make()
+        net.load_state_dict(checkpoint["weights"])
+    except Exception as error:  # a stranger's settings may raise anything
         reason = str(error).rpartition("\n")[2].strip()  # torch names one weight in each line
-        raise CheckpointError(f"{checkpoint.path} does not fit its network: {reason:.200}") from error
+        raise UserError(f"{checkpoint.path} does not fit its network ({reason:.200}): train "
+                        "again") from error
     return freeze(net)
 
 
-def schedule_of(checkpoint):
-    """The NoiseSchedule that a base was trained with. Raises CheckpointError."""
-    schedule = checkpoint["schedule"]
-    try:
-        name, T = schedule
-        return getattr(NoiseSchedule, name)(T)
-    except Exception as error:
-        raise CheckpointError(f"{checkpoint.path} names no noise schedule but {schedule!r}: train again") from error
-
-
-def fingerprint(module):
-    """A short hash of a module's weights: two modules share it only if they are equal to the last bit."""
+def fingerprint(tensors):
+    """Return a short hash of a dict of tensors: equal only if all are, to the last bit."""
     digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.cpu().contiguous().numpy().data)
     return digest.hexdigest()[:16]

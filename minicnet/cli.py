@@ -1,54 +1,64 @@
-"""What the command lines share: values of flags that are refused in one sentence, and errors that are one sentence."""
+"""What the command lines share: bounds on numbers, and errors that are one sentence."""
 
 import argparse
-import math
 import os
 import sys
 
-
-def whole_number(text, least=0):
-    """0 .. 10^9, as for --seed."""
-    number = int(text)
-    if not least <= number <= 10**9:
-        raise argparse.ArgumentTypeError(f"{text} does not lie in {least} .. 10^9")
-    return number
+from minicnet.errors import UserError
 
 
-def positive(text):
-    """1 .. 10^9, as for --batch-size."""
-    return whole_number(text, least=1)
+def whole_number(least, most):
+    """Return an argparse type: a whole number from least to most."""
+
+    def parse(text):
+        number = int(text)
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not between {least} and {most}")
+        return number
+
+    return parse
 
 
-def finite(text):
-    """Any number but infinity and NaN, as for --scale."""
-    number = float(text)
-    if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
-    return number
+def number(least, most):
+    """Return an argparse type: a number from least to most, which excludes NaN and infinity."""
+
+    def parse(text):
+        value = float(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not between {least:g} and {most:g}")
+        return value
+
+    return parse
 
 
 def parser(description, *, device=True):
-    """An argparse parser whose help begins with a module's docstring, with the flag that every network needs."""
-    new = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Return an argparse parser whose help begins with a module's docstring.
+
+    device: whether it has the flag --device.
+    """
+    new = argparse.ArgumentParser(description=description,
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)
     if device:
-        new.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+        new.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"],
+                         help="where to compute")
     return new
 
 
 def run(main, *args, stopped="stopped"):
-    """main(*args), of whose errors only the sentence is shown. They end the program with a non-zero exit.
+    """Run main(*args), and print an expected error as one line, with a non-zero exit.
 
-    Of torchrun's processes only the first speaks. stopped: what to say after Ctrl-C.
+    Of torchrun's processes only rank 0 prints. stopped: what to say after Ctrl-C.
     """
     if os.environ.get("RANK", "0") != "0":
         sys.stdout = open(os.devnull, "w")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a character the terminal lacks must not end a run
+            stream.reconfigure(errors="replace")
     try:
         return main(*args)
-    except (RuntimeError, ValueError) as error:
-        if isinstance(error, RuntimeError) and not type(error).__module__.startswith("minicnet."):
-            raise  # none of ours: a fault, and its traceback helps
+    except UserError as error:
         sys.exit(f"error: {error}")
-    except BrokenPipeError:  # nobody reads on, as after `| head`: no traceback, and no second attempt at exit
+    except BrokenPipeError:  # the reader has gone, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:

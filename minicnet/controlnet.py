@@ -1,22 +1,32 @@
-"""ControlNet: Zhang, Rao, Agrawala, "Adding Conditional Control to Text-to-Image Diffusion Models", ICCV 2023,
-arXiv 2302.05543. Equations, figures and section numbers below are that paper's.
+"""ControlNet: a trained base, locked, and a trainable copy of its encoder that reads a condition.
 
-The base network is locked. A copy of its encoder is trained to read a condition (edges, colours, ...), and speaks to
-the base through zero convolutions only: 1x1 convolutions that start at zero. So training starts from exactly the base.
+The copy reads edges, colours or another map. It is tied to the base by zero convolutions alone, 1x1
+convolutions whose weights and biases start at zero, so training starts from exactly the base.
 
-Why do zero weights learn at all? For y = W x + b:   dy/dW = x,   dy/db = 1,   dy/dx = W = 0.   The weight's gradient
-is not zero unless x is. After one step, then, W is no longer zero, and gradient also flows through it to x.
+Why do zero weights learn at all? For y = W x + b,
+
+    dy/dW = x,    dy/db = 1,    dy/dx = W = 0.
+
+The gradient of W does not contain W, so W leaves zero in the first step, unless x is zero. From the
+second step on, gradients also flow through W to x, and whatever computed x starts to learn.
+
+Paper: Zhang, Rao, Agrawala, "Adding Conditional Control to Text-to-Image Diffusion Models", ICCV
+2023, https://arxiv.org/abs/2302.05543. Equations, figures and sections below are that paper's.
 """
 
 import copy
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 
 def zero_conv(in_channels, out_channels=None):
-    """Z(.; Θz): a 1x1 convolution whose weight and bias start at zero. out_channels: as in_channels unless given."""
+    """Return Z(.; Θz), a 1x1 convolution whose weight and bias are zero.
+
+    out_channels: the same as in_channels unless given.
+    """
     conv = nn.Conv2d(in_channels, out_channels or in_channels, kernel_size=1)
     nn.init.zeros_(conv.weight)
     nn.init.zeros_(conv.bias)
@@ -24,29 +34,30 @@ def zero_conv(in_channels, out_channels=None):
 
 
 def freeze(module):
-    """Locks a trained module, Θ, and returns it: eval mode, no parameter asks for a gradient or keeps one.
+    """Lock a trained module, Θ: eval mode, requires_grad off, gradients cleared. Returns it.
 
-    Gradient still flows through it, from a decoder's output to the residuals that a control adds before it.
+    Gradients still flow through its operations, from the decoder's output to added residuals.
     """
     module.zero_grad(set_to_none=True)
     return module.eval().requires_grad_(False)
 
 
 def trainable_copy(module):
-    """Θc: a copy of a trained module that shares no memory with it and trains, even if the original is frozen."""
+    """Return Θc, a deep copy of a module that trains, even if the original is locked."""
     return copy.deepcopy(module).train().requires_grad_(True)
 
 
 class ControlledBlock(nn.Module):
-    """Any block that keeps the shape of its feature map, with a condition added to it (Fig. 2, Eq. 2):
+    """A condition added to any block that keeps the shape of its feature map (Fig. 2, Eq. 2):
 
         y_c = F(x; Θ) + Z(F(x + Z(c; Θz1); Θc); Θz2)
 
-    block: F, trained, taking x (B, channels, H, W) and perhaps more; it becomes the locked half. channels: of x.
-    condition_channels: of c (B, condition_channels, H, W); as x unless given. At the start y_c = F(x; Θ), bit for bit.
+    block: F, already trained; it takes x (B, channels, H, W) and perhaps more arguments, and is
+    locked here. condition_channels: those of c (B, condition_channels, H, W), as many as x has
+    unless given. At the start y_c = F(x; Θ), bit for bit.
 
-    This is the idea on a single block. ControlNet, below, does not consist of such blocks: it takes the whole encoder
-    for F, with one Z(c) at its entrance and a zero convolution at each of its outputs.
+    This is the idea on a single block. A ControlNet is not made of such blocks: it takes the whole
+    encoder as F, with one Z(c) at the entrance and one zero convolution at each output.
     """
 
     def __init__(self, block, channels, condition_channels=None):
@@ -60,7 +71,7 @@ class ControlledBlock(nn.Module):
         return self.locked(x, *args) + self.zero_out(self.copy(x + self.zero_in(c), *args))
 
     def train(self, mode=True):
-        """Trains or evaluates the copy; the locked half stays in eval mode, or dropout in it would change the base."""
+        """Set the mode of the copy. The locked half stays in eval mode, so it cannot change."""
         super().train(mode)
         self.locked.eval()
         return self
@@ -68,12 +79,13 @@ class ControlledBlock(nn.Module):
 
 @dataclass(eq=False)
 class Control:
-    """What one ControlNet, or a sum of several, adds to the base: a residual for each skip and one for the middle.
+    """The residuals that one ControlNet, or a sum of several, adds to the base.
 
-    `a + b` and `sum([a, b])` add conditions up, with no weights (section 3.4); `s * a` sets the strength of one.
+    `a + b` and `sum([a, b])` add the residuals of several conditions, without weights (section
+    3.4). `s * a` sets the strength of one.
     """
 
-    skips: list  # of (B, C, H, W), the first convolution's first
+    skips: list  # of (B, C, H, W), in the encoder's order
     middle: torch.Tensor  # (B, C, H, W)
 
     def __add__(self, other):
@@ -85,88 +97,138 @@ class Control:
     def __mul__(self, scale):
         return Control([scale * skip for skip in self.skips], scale * self.middle)
 
-    __radd__, __rmul__ = __add__, __mul__
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+
+class ZeroConvs(nn.Module):
+    """One zero convolution for each skip of an encoder, and one for its middle block (Fig. 3)."""
+
+    def __init__(self, skip_channels):
+        super().__init__()
+        self.skips = nn.ModuleList(zero_conv(channels) for channels in skip_channels)
+        self.middle = zero_conv(skip_channels[-1])
+
+    def forward(self, skips, middle):
+        residuals = [zero(skip) for zero, skip in zip(self.skips, skips, strict=True)]
+        return Control(residuals, self.middle(middle))
 
 
 class ConditionEncoder(nn.Sequential):
-    """A small network that brings a condition to the size of the base's first feature map (section 3.2, Eq. 4).
+    """Bring a condition to the size of the base's first feature map (section 3.2, Eq. 4).
 
-    (B, condition_channels, H, W) -> (B, channels, H/patch, W/patch): pixels are folded as the base folds them, then
-    three 3x3 convolutions with SiLU, then a zero convolution, the Z(c; Θz1) of Eq. 2. (The paper has four 4x4
-    convolutions of stride 2; its published code seven 3x3 ones, three of them of stride 2, and the zero convolution.)
+    (B, condition_channels, H, W) -> (B, channels, H/patch, W/patch). Pixels are folded as the base
+    folds them. The last convolution is Z(c; Θz1) of Eq. 2. The paper has four 4x4 convolutions of
+    stride 2 before it; its published code has seven 3x3 ones, three of them of stride 2.
     """
 
+    outer_layers = ("1",)  # the first convolution: AdamW trains it, and Muon the rest (training.py)
+
     def __init__(self, condition_channels, channels, patch):
-        layers, width = [nn.PixelUnshuffle(patch)], condition_channels * patch**2
-        for next_width in (channels // 2, channels // 2, channels):
-            layers += [nn.Conv2d(width, next_width, 3, padding=1), nn.SiLU()]
-            width = next_width
-        super().__init__(*layers, zero_conv(channels))
+        super().__init__(
+            nn.PixelUnshuffle(patch),
+            nn.Conv2d(condition_channels * patch**2, channels // 2, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(channels // 2, channels // 2, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(channels // 2, channels, 3, padding=1),
+            nn.SiLU(),
+            zero_conv(channels),
+        )
         self.condition_channels = condition_channels
 
 
 class ControlNet(nn.Module):
-    """A trainable copy of a UNet's encoder, tied to the UNet by zero convolutions (Fig. 3). It has no decoder.
+    """A trainable copy of a UNet's encoder, tied to the UNet by zero convolutions (Fig. 3).
 
-    The text encoder is copied with the encoder. (Stable Diffusion's is locked, and shared by base and copy.)
+    unet: the base. Its encoder is copied with the weights that it has now, so train it first. The
+    base itself is neither kept nor changed: lock it with `freeze`. condition_channels: 1 for edges,
+    3 for colours.
 
-    unet: the base; its encoder is copied with the weights that it has, so train the base first. condition_channels: 1
-    for edges, 3 for colours. The base is neither changed nor kept: freeze it yourself (`freeze`).
+    The text encoder is part of the encoder and is copied with it. (Stable Diffusion's is locked,
+    and the base and the copy share it.)
     """
 
     def __init__(self, unet, condition_channels=1):
         super().__init__()
         self.encoder = trainable_copy(unet.encoder)
-        self.condition_encoder = ConditionEncoder(condition_channels, self.encoder.channels, self.encoder.patch)
-        self.zero_skips = nn.ModuleList(zero_conv(channels) for channels in self.encoder.skip_channels)
-        self.zero_middle = zero_conv(self.encoder.skip_channels[-1])
+        self.condition_encoder = ConditionEncoder(
+            condition_channels, self.encoder.channels, self.encoder.patch)
+        self.zero_convs = ZeroConvs(self.encoder.skip_channels)
 
     def forward(self, x_t, t, prompt, condition=None, *, hint=None):
-        """What to add to the base, given the same x_t (B, C, H, W), t (B,) and prompt (B, L) as it, and a condition.
+        """Return the Control to add to the base, which is given the same x_t, t and prompt.
 
-        condition: (B, condition_channels, H, W) in [0, 1], or, instead, hint: what `encode` made of it, so that a
-        sampler can do that once and not at every step. Returns a Control for `unet(x_t, t, prompt, control=...)`.
+        x_t: (B, C, H, W); t: (B,); prompt: (B, L); condition: (B, condition_channels, H, W) in
+        [0, 1]. hint: the result of `encode`, in place of a condition; a sampler encodes a condition
+        once instead of at every step. Raises ValueError for arguments that do not fit.
         """
         self.encoder.check(x_t, t, prompt)
         if hint is None:
             hint = self.encode(condition)
-        first = self.encoder.first(x_t)  # (B, C, h, w)
+        first = self.encoder.first(x_t)  # (B, channels, h, w)
         if hint.shape != first.shape:
-            raise ValueError(f"the condition, encoded to {tuple(hint.shape)}, does not fit x_t, encoded to "
-                             f"{tuple(first.shape)}: both must have the same batch, height and width")
+            raise ValueError(f"the condition, encoded to {tuple(hint.shape)}, does not fit x_t, "
+                             f"encoded to {tuple(first.shape)}: batch, height and width must agree")
         skips, middle = self.encoder.rest(first + hint, *self.encoder.embed(t, prompt))
-        return Control([zero(skip) for zero, skip in zip(self.zero_skips, skips)], self.zero_middle(middle))
+        return self.zero_convs(skips, middle)
 
     def encode(self, condition):
-        """The condition, (B, condition_channels, H, W) in [0, 1], at the size of the copy's first feature map.
+        """Encode a condition: (B, condition_channels, H, W) in [0, 1] -> (B, channels, h, w).
 
-        Raises ValueError for another number of channels, or values outside [0, 1] (on a GPU, which would have to wait
-        for that look, only for the former).
+        Raises ValueError for another shape, and for values outside [0, 1] or NaN. On a GPU the
+        values are not checked, because the program would have to wait for them.
         """
-        channels, patch = self.condition_encoder.condition_channels, self.encoder.patch
-        shape = () if condition is None else condition.shape
+        channels = self.condition_encoder.condition_channels
+        patch = self.encoder.patch
+        shape = () if condition is None else tuple(condition.shape)
         if len(shape) != 4 or shape[1] != channels or shape[2] % patch or shape[3] % patch:
-            raise ValueError(f"conditions here are of shape (B, {channels}, H, W), H and W multiples of {patch}, "
-                             f"but this is {tuple(shape) or None}")
-        if condition.device.type == "cpu" and not (condition.min() >= 0 and condition.max() <= 1):  # refuses NaN, too
-            raise ValueError("a condition must lie in [0, 1]: edges are 0 or 1, colours are not in [-1, 1] here")
+            raise ValueError(f"the condition must be (B, {channels}, H, W), with H and W multiples "
+                             f"of {patch}, but is {shape or None}")
+        if condition.is_cpu and not (condition.min() >= 0 and condition.max() <= 1):
+            raise ValueError("the condition must lie in [0, 1]: edges are 0 or 1, and colours run "
+                             "from 0 to 1, although images run from -1 to 1")
         return self.condition_encoder(condition)
 
 
-def controlled(unet, controls=()):
-    """eps_theta(x_t, t, c_t, c_f) of Eq. 5: the base under a sum of ControlNets, with no weights but the scales.
+class Conditioning(NamedTuple):
+    """A control network with its condition, its strength, and when it acts while sampling.
 
-        control = Σ_i s_i Z_i(x_t, t, c_t, c_i)     (section 3.4)
-
-    controls: triples (control_net, condition, scale), scale a number. Each condition is encoded once, here. Returns an
-    `eps_model(x_t, t, prompt)`. Where x_t holds a multiple of the conditions' batch, as in guidance, which asks with
-    and without prompt at once, the conditions are repeated.
+    net: a ControlNet, or any module with `encode(condition) -> hint` and
+    `forward(x_t, t, prompt, hint=hint) -> Control`. condition: (B, K, H, W) in [0, 1]. start, end:
+    fractions of the way from noise to image; the control acts from start until just before end.
     """
-    hints = [net.encode(condition) for net, condition, _ in controls]
 
-    def eps_model(x_t, t, prompt):
-        parts = [scale * net(x_t, t, prompt, hint=hint.repeat(len(x_t) // len(hint), 1, 1, 1))
-                 for (net, _, scale), hint in zip(controls, hints)]
-        return unet(x_t, t, prompt, control=sum(parts) if parts else None)
+    net: nn.Module
+    condition: torch.Tensor
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+    def acts_at(self, t, T):
+        """Return whether the control acts at the timesteps t (B,), which are equal in sampling."""
+        if self.start == 0 and self.end == 1:
+            return True  # without reading t, which would make the program wait for a GPU
+        done = 1 - t[0].item() / (T - 1)  # 0 at the first step of sampling, 1 at the last
+        return self.start <= done and (done < self.end or self.end == 1)
+
+
+def controlled(unet, prompt, controls=()):
+    """Return eps_theta(x_t, t, c_t, c_f) of Eq. 5, as an eps_model(x_t, t): the base under a prompt
+    and the sum of its controls,
+
+        control = Σ_i s_i Z_i(x_t, t, c_t, c_i)    (section 3.4).
+
+    prompt: (B, L). controls: Conditionings, or triples (net, condition, scale). Each condition is
+    encoded once, here. Where no control acts, the result is the base's, bit for bit.
+    """
+    controls = [Conditioning(*control) for control in controls]
+    hints = [control.net.encode(control.condition) for control in controls]
+
+    def eps_model(x_t, t):
+        acting = [control.scale * control.net(x_t, t, prompt, hint=hint)
+                  for control, hint in zip(controls, hints)
+                  if control.acts_at(t, len(unet.schedule))]
+        return unet(x_t, t, prompt, control=sum(acting) if acting else None)
 
     return eps_model

@@ -1,4 +1,4 @@
-"""Where to compute: the device, bf16 where it helps, and the processes that torchrun starts."""
+"""Where to compute: the device, the number format and memory layout, and torchrun's processes."""
 
 import os
 from contextlib import contextmanager
@@ -6,48 +6,77 @@ from contextlib import contextmanager
 import torch
 from torch import distributed
 
-
-class TrainingError(RuntimeError):
-    """Training cannot start or go on. The message is one sentence for the user."""
+from minicnet.errors import UserError
 
 
 def pick_device(name):
-    """The torch.device called "cpu", "cuda" or "mps", or with "auto" the fastest there is. Raises TrainingError.
+    """Return the torch.device "cpu", "cuda" or "mps", or for "auto" the fastest one there is.
 
-    Each of the processes that torchrun started gets a GPU of its own.
+    Each of the processes that torchrun started gets a GPU of its own. Raises UserError if there is
+    no such device.
     """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     if name == "auto":
         name = next(device for device, present in available.items() if present)
     if not available.get(name):
-        raise TrainingError(f"there is no device {name!r} here that torch can use: try --device auto or --device cpu")
+        raise UserError(f"torch finds no device {name!r} here: try --device auto or --device cpu")
+    if name != "cuda":
+        return torch.device(name)
     number = int(os.environ.get("LOCAL_RANK", 0))
-    if name == "cuda" and number >= torch.cuda.device_count():
-        raise TrainingError(f"torchrun's --nproc_per_node must be at most the number of GPUs, "
-                            f"{torch.cuda.device_count()}")
-    return torch.device(name, number) if name == "cuda" else torch.device(name)
+    if number >= torch.cuda.device_count():
+        raise UserError("torchrun's --nproc_per_node must be at most the number of GPUs, "
+                        f"{torch.cuda.device_count()}")
+    return torch.device("cuda", number)
+
+
+def has_fast_bf16(device):
+    """Return whether training is faster in bf16 than in float32 on this device.
+
+    Among CPUs, those with AMX are, and those with full-width AVX512 units, such as AMD's Zen 5. Zen
+    4 has the same bf16 instructions, but is faster at float32. Of the two, only Zen 5 also has
+    vp2intersect, and this tells them apart.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    features = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch since 2.11
+    zen_5 = features.get("avx512_bf16") and features.get("avx512_vp2intersect")
+    return bool(features.get("amx_bf16") or zen_5)
 
 
 def autocast(device):
-    """bf16 autocast where the hardware has instructions for it; without them a CPU is slower at it than at float32."""
-    if device.type == "cpu":
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not there in every torch since 2.11
-        fast = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-    else:
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+    """Return a context that computes in bf16 where that is faster than float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device))
 
 
-def rank_of():
-    """The number of this process among those that torchrun started, from 0, and how many these are."""
-    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+def place(net, device):
+    """Move a network to a device, in the memory layout in which its convolutions run fastest.
+
+    That is channels_last, but for bf16 on a CPU. Returns the network.
+    """
+    contiguous = device.type == "cpu" and has_fast_bf16(device)
+    layout = torch.contiguous_format if contiguous else torch.channels_last
+    return net.to(device, memory_format=layout)
+
+
+def rank_and_world_size():
+    """Return (rank, world_size) of this process; (0, 1) without torchrun."""
+    if not distributed.is_initialized():
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
 
 
 @contextmanager
 def join_processes(device):
-    """Makes the processes that torchrun started, if it did, train as one. Yields: is this the first, or the only one?
+    """Let the processes that torchrun started train as one. Yields True on rank 0.
 
-    Within, the first runs alone, then the others: it downloads, they find the files.
+    The body runs on rank 0 first, and on the others after that: so rank 0 downloads, and the others
+    find the files. Without torchrun, the body simply runs.
     """
     if "LOCAL_RANK" not in os.environ:
         yield True
@@ -55,9 +84,9 @@ def join_processes(device):
     if device.type == "cuda":
         torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    first = rank_of()[0] == 0
-    if not first:
+    rank, _ = rank_and_world_size()
+    if rank > 0:
         distributed.barrier()
-    yield first
-    if first:
+    yield rank == 0
+    if rank == 0:
         distributed.barrier()

@@ -1,4 +1,4 @@
-"""The pictures: sheets of images, and curves of what was learned when. Each function returns a matplotlib Figure."""
+"""Pictures: sheets of images, and the curves of a training. Each function returns a Figure."""
 
 import io
 import textwrap
@@ -8,58 +8,66 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 from minicnet.checkpoints import write_atomically
-from minicnet.report import TITLES
+from minicnet.errors import UserError
+from minicnet.results import TITLES
 
 INCHES = 0.6  # the side of an image on a sheet
-LETTERS = 14  # of 9 points fit into an inch
+LETTERS = 14  # letters of 9 points that fit into an inch
+MAX_IMAGES = 512  # on a sheet
 
 
 def samples_sheet(columns, title, rows=()):
-    """Groups of images side by side. columns: {heading: images (R, K, C, H, W) in [-1, 1]}, K to each of R rows.
+    """Draw groups of images side by side.
 
-    rows: a text for each row, such as its prompt, which stands at its left.
+    columns: {heading: images (R, K, C, H, W) in [-1, 1]}, K images in each of R rows. rows: a text
+    at the left of each row, such as its prompt.
     """
-    shares = [images.shape[1] for images in columns.values()]
+    widths = [images.shape[1] for images in columns.values()]  # in images
     first = next(iter(columns.values()))
-    width = INCHES * (sum(shares) + 0.5 * len(shares))
+    width = INCHES * (sum(widths) + 0.5 * len(widths))
     margin = max(map(len, rows), default=0) / LETTERS
     fig = Figure(figsize=(width + margin, INCHES * len(first) + 0.9), layout="constrained")
-    axes = fig.subplots(1, len(columns), width_ratios=shares, squeeze=False)[0]
-    for ax, share, (heading, images) in zip(axes, shares, columns.items()):
+    axes = fig.subplots(1, len(columns), width_ratios=widths, squeeze=False)[0]
+    for ax, count, (heading, images) in zip(axes, widths, columns.items()):
         ax.imshow(tiled(images), interpolation="nearest")
-        ax.set_title(textwrap.fill(heading, int(LETTERS * INCHES * (share + 0.5))), fontsize=9)
+        letters = int(LETTERS * INCHES * (count + 0.5))
+        ax.set_title(textwrap.fill(heading, letters), fontsize=9, parse_math=False)
         ax.spines[:].set_visible(False)
         ax.set(xticks=[], yticks=[])
-    middles = [(first.shape[-2] + 2) * (row + 0.5) for row in range(len(rows))]  # in pixels, with the frames
+    middles = [(first.shape[-2] + 2) * (row + 0.5) for row in range(len(rows))]  # in pixels
     axes[0].set_yticks(middles, rows, fontsize=9)
     axes[0].tick_params(length=0)
-    fig.suptitle(textwrap.fill(title, int(LETTERS * (width + margin))), fontsize=11)
+    fig.suptitle(textwrap.fill(title, int(LETTERS * (width + margin))), fontsize=11,
+                 parse_math=False)
     return fig
 
 
 def tiled(images):
-    """images (R, K, C, H, W) in [-1, 1] as one picture of R rows: an array (R (H + 2), K (W + 2), 3) in [0, 1]."""
-    framed = F.pad((images.cpu() + 1) / 2, (1, 1, 1, 1), value=0.5)  # a gray hairline around each image
+    """Lay images (R, K, C, H, W) in [-1, 1] out in R rows: an array (R (H + 2), K (W + 2), 3) in
+    [0, 1], with a gray hairline around each image."""
+    framed = F.pad((images.cpu() + 1) / 2, (1, 1, 1, 1), value=0.5)
     R, K, C, H, W = framed.shape
-    picture = framed.permute(0, 3, 1, 4, 2).reshape(R * H, K * W, C).clamp(0, 1)  # rows of pixels, colours last
+    picture = framed.permute(0, 3, 1, 4, 2).reshape(R * H, K * W, C).clamp(0, 1)
     return picture.expand(-1, -1, 3).numpy()
 
 
-def learning_curves(base, control, metrics, title):
-    """What happened when. base, control: the histories of training; metrics: the run's, for floor and ceiling."""
-    name, measured = metrics["measure"], metrics["measured"]
+def learning_curves(base, control, results, title):
+    """Draw what was learned when. base, control: logs of training; results: the run's Results."""
+    name = results.measure
     fig = Figure(figsize=(11, 3.4), layout="constrained")
     left, middle, right = fig.subplots(1, 3)
-    left.plot(*_curve(base, "loss"), color="tab:gray", label="training batches, weighted")
+    left.plot(*_curve(base, "loss"), color="tab:gray", label="training batches")
     left.plot(*_curve(base, "heldout_loss"), color="tab:blue", label="held-out images")
-    left.set(title="The base learns to guess noise", ylabel="loss")
+    left.set(title="The base learns to predict the noise", ylabel="loss")
     left.set_ylim(0, 3 * base[-1]["heldout_loss"])
-    middle.plot(*_curve(control, "heldout_loss_shuffled"), color="tab:red", label="condition of another image")
+    middle.plot(*_curve(control, "heldout_loss_shuffled"), color="tab:red",
+                label="condition of another image")
     middle.plot(*_curve(control, "heldout_loss"), color="tab:blue", label="right condition")
     middle.set(title="The control learns to use its condition", ylabel="held-out loss")
-    right.axhline(measured["real images"][name], color="tab:gray", linestyle=":", label="real images")
-    right.plot(*_curve(control, name), color="tab:green", marker=".", label="with control\n(few, strength 1)")
-    right.axhline(measured["base, guidance 1"][name], color="tab:gray", linestyle="--", label="without control")
+    right.axhline(results.real[name], color="tab:gray", linestyle=":", label="real images")
+    right.plot(*_curve(control, name), color="tab:green", marker=".",
+               label="with control\n(16 images)")
+    right.axhline(results.base[1][name], color="tab:gray", linestyle="--", label="without control")
     right.set(title="The images follow their condition", ylabel=TITLES[name])
     for ax in (left, middle, right):
         ax.set_xlabel("training step")
@@ -70,22 +78,26 @@ def learning_curves(base, control, metrics, title):
 
 
 def _curve(history, name):
-    rows = [row for row in history if name in row]
-    return [row["step"] for row in rows], [row[name] for row in rows]
+    entries = [entry for entry in history if name in entry]
+    return [entry["step"] for entry in entries], [entry[name] for entry in entries]
 
 
 def figure_format(path):
-    """ "png", "jpg", "jpeg", "pdf" or "svg": what the name of a figure's file ends in. ValueError for another name."""
-    kind = Path(path).suffix.lower().removeprefix(".")
-    if kind not in ("png", "jpg", "jpeg", "pdf", "svg"):
-        raise ValueError(f"cannot write {path}: the name of a picture must end in .png, .jpg, .jpeg, .pdf or .svg")
-    return kind
+    """Return "png", "jpg", "jpeg", "pdf" or "svg", the ending of a figure's file name.
+
+    Raises UserError for another ending.
+    """
+    ending = Path(path).suffix.lower().removeprefix(".")
+    if ending not in ("png", "jpg", "jpeg", "pdf", "svg"):
+        raise UserError(f"cannot write {path}: a picture's name must end in .png, .jpg, .jpeg, "
+                        ".pdf or .svg")
+    return ending
 
 
 def save_figure(fig, path):
-    """Writes a Figure as PNG, JPEG, PDF or SVG, as the file's name says, whole or not at all.
+    """Write a Figure as PNG, JPEG, PDF or SVG, as the file's name says, whole or not at all.
 
-    Raises ValueError for another kind of name, CheckpointError if the file cannot be written.
+    Raises UserError for another ending, and if the file cannot be written.
     """
     buffer = io.BytesIO()
     fig.savefig(buffer, format=figure_format(path), dpi=150)

@@ -1,12 +1,16 @@
-"""Muon: Jordan et al. 2024, kellerjordan.github.io/posts/muon. The optimizer of the weight matrices."""
+"""Muon, the optimizer of the weight matrices: momentum whose every update is orthogonalised.
+
+Jordan et al. 2024, https://kellerjordan.github.io/posts/muon
+"""
 
 import torch
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised: the update of each weight matrix has singular values near 1, whatever its gradient's.
+    """Update each weight matrix by lr times the orthogonal matrix nearest to its momentum.
 
-    A convolution's weight (out, in, k, k) is the matrix (out, in k k). Matrices of one shape are updated together.
+    All singular values of an update are near 1, whatever the gradient's size. A convolution's
+    weight (out, in, k, k) counts as the matrix (out, in k k). lr: the step size, 0.02 being usual.
     """
 
     def __init__(self, parameters, lr, momentum=0.9):
@@ -15,30 +19,37 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            alike = {}
+            same_shape = {}  # one batched product for all matrices of a shape is faster
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    alike.setdefault(parameter.flatten(1).shape, []).append(parameter)
-            for (rows, columns), parameters in alike.items():
-                gradients = torch.stack([parameter.grad.flatten(1) for parameter in parameters])
-                for parameter in parameters:
-                    self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-                momenta = torch.stack([self.state[parameter]["momentum"].flatten(1) for parameter in parameters])
-                momenta.lerp_(gradients, 1 - group["momentum"])
-                updates = orthogonalised(gradients.lerp(momenta, group["momentum"]))  # Nesterov's look ahead
-                for parameter, momentum, update in zip(parameters, momenta, updates):
-                    self.state[parameter]["momentum"].copy_(momentum.view_as(parameter))
-                    parameter.sub_(update.view_as(parameter), alpha=group["lr"] * max(1, rows / columns) ** 0.5)
+                    same_shape.setdefault(parameter.flatten(1).shape, []).append(parameter)
+            for (rows, columns), parameters in same_shape.items():
+                updates = [self._nesterov(p, group["momentum"]) for p in parameters]
+                updates = orthogonalise(torch.stack(updates))  # (N, rows, columns)
+                lr = group["lr"] * max(1, rows / columns) ** 0.5
+                for parameter, update in zip(parameters, updates):
+                    parameter.sub_(update.view_as(parameter), alpha=lr)
+
+    def _nesterov(self, parameter, beta):
+        """Average the gradient into the momentum, and return the two mixed, as a matrix."""
+        gradient = parameter.grad
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        state["momentum"].lerp_(gradient, 1 - beta)
+        return gradient.lerp(state["momentum"], beta).flatten(1)
 
 
-def orthogonalised(matrices, iterations=5):
-    """About U V^T of each matrix U S V^T: Newton-Schulz iterations bring singular values of 0.002 .. 1 to 0.68 .. 1.2.
+def orthogonalise(matrices, iterations=5):
+    """Return about U V^T for each matrix U S V^T, by Newton-Schulz iterations.
 
-    matrices: (N, rows, columns). Each iteration is the odd polynomial a X + b (X X^T) X + c (X X^T)^2 X.
+    matrices: (N, rows, columns). Each iteration applies the odd polynomial
+    a X + b (X X^T) X + c (X X^T)^2 X, which brings singular values of 0.002 .. 1 to 0.68 .. 1.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     X = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    if tall := X.shape[1] > X.shape[2]:  # the smaller of X X^T and X^T X is cheaper
+    tall = X.shape[1] > X.shape[2]
+    if tall:  # the smaller of X X^T and X^T X is cheaper
         X = X.mT
     for _ in range(iterations):
         A = X @ X.mT

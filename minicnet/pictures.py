@@ -1,13 +1,13 @@
 """Ordinary picture files as conditions: drawings, photographs, maps from elsewhere.
 
-    picture = read_picture("photo.jpg")                                 # (1, 3, H, W) in [0, 1]
-    edges = condition_from_image(picture, "canny", (1, 28, 28))         # found in the picture: (1, 1, 28, 28)
-    edges = condition_from_map(picture, "canny", 1, (28, 28))           # the picture is a drawing of edges itself
+    picture = read_picture("photo.jpg")                          # (1, 3, H, W) in [0, 1]
+    edges = condition_from_image(picture, "canny", (1, 28, 28))  # found in it: (1, 1, 28, 28)
+    edges = condition_from_map(picture, "canny", 1, (28, 28))    # the picture shows edges itself
 
-Pictures that are not square get margins, in which their border goes on: squashed, they would show something else.
+A picture that is not square gets margins rather than a new shape, which would distort what it
+shows. Everything that a user can mend raises a UserError.
 """
 
-import os
 import warnings
 
 import numpy as np
@@ -16,85 +16,134 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 
 from minicnet.conditions import CONDITIONS, paper_colour
+from minicnet.errors import UserError
 
-LARGEST = 6400  # pixels on the longer side of what is read: made square, 41 megapixels
-FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")  # no format that Pillow hands to another program
-FAINT = 0.05  # the least contrast, black to white being 1, that counts as a drawing
+LARGEST = 4096  # pixels per side that a file may have; beyond half of it, a picture is halved
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")  # Pillow decodes these by itself
+FAINTEST_LINE = 0.05  # difference from the paper that counts as drawn; black and white differ by 1
 
 
 def read_picture(path):
-    """An image file, turned as it was taken, on white where it is transparent: RGB values (1, 3, H, W) in [0, 1].
+    """Read an image file: RGB values (1, 3, H, W) in [0, 1].
 
-    Raises ValueError, one sentence, if it cannot be read as an image or is too large.
+    See `decode_picture`. Raises UserError also if the file cannot be opened.
     """
     try:
-        if os.path.isdir(path):
-            raise IsADirectoryError("it is a folder")
+        file = open(path, "rb")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot open {path}: {reason}") from error
+    with file:
+        return decode_picture(file, path)
+
+
+def decode_picture(file, name="the picture"):
+    """Decode an open binary file that holds an image: RGB values (1, 3, H, W) in [0, 1].
+
+    A photograph is turned upright, and transparent parts become white. A picture with more than
+    LARGEST / 2 pixels on a side is halved. Raises UserError if the file is damaged, not an image,
+    too large, or holds values that are no brightness, such as NaN.
+    """
+    try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what Pillow warns of is refused here
-            file = Image.open(path, formats=FORMATS)  # reads the size, but no pixels
-        with file:
-            if max(file.size) > LARGEST:
-                raise Image.DecompressionBombError
-            return _pixels(ImageOps.exif_transpose(file))
+            # Pillow warns of large pictures; we refuse them.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(file, formats=FORMATS)  # reads the size, but no pixels yet
+        if max(image.size) > LARGEST:
+            raise Image.DecompressionBombError
+        return _rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:
-        raise ValueError(f"cannot read {path}: it has more than {LARGEST} pixels on a side, so shrink it") from error
-    except Exception as error:  # what a damaged file makes of the reader cannot be foreseen
-        raise ValueError(f"cannot read {path} as an image: {' '.join(str(error).split())}") from error
+        too_large = f"it has more than {LARGEST} pixels on a side"
+        raise UserError(f"cannot read {name}: {too_large}, so shrink it first") from error
+    except Exception as error:  # a damaged file can make the decoder raise anything
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot read {name} as an image: {reason}") from error
 
 
-def _pixels(file):
-    """An open Pillow image as RGB values (1, 3, H, W) in [0, 1]."""
-    if file.mode.startswith(("I", "F")):  # gray, of 16 bits or of floats: Pillow would clip these at 255
-        gray = torch.tensor(np.asarray(file, dtype=np.float32) / (1 if file.mode == "F" else 65535))
-        return gray.clamp(0, 1).expand(1, 3, -1, -1)
-    white = Image.new("RGBA", file.size, "white")
-    pixels = np.asarray(Image.alpha_composite(white, file.convert("RGBA")).convert("RGB"), dtype=np.float32) / 255
-    return torch.tensor(pixels).permute(2, 0, 1)[None]
+def _rgb(image):
+    """Convert a Pillow image to RGB values (1, 3, H, W) in [0, 1]."""
+    if image.mode.startswith(("I", "F")):  # grey, 16 or 32 bits: Pillow would clip it at 255
+        image, white = _grey(image), 1
+    else:
+        paper = Image.new("RGBA", image.size, "white")
+        image, white = Image.alpha_composite(paper, image.convert("RGBA")).convert("RGB"), 255
+    if max(image.size) > LARGEST // 2:
+        image = image.reduce(2)  # before the pixels become floats, which take four times the memory
+    pixels = np.array(image, dtype=np.float32)
+    pixels /= white
+    pixels = torch.from_numpy(pixels).view(*pixels.shape[:2], -1)  # (H, W, 3), or (H, W, 1) if grey
+    return pixels.permute(2, 0, 1)[None].expand(1, 3, -1, -1)
+
+
+def _grey(image):
+    """Scale a grey Pillow image of 16-bit, 32-bit or float values to [0, 1], in mode "F"."""
+    values = np.asarray(image, dtype=np.float32)
+    low, high = values.min(), values.max()
+    whites = {"I": (255, 65535), "F": (1, 255, 65535)}.get(image.mode, (65535,))
+    for white in whites:  # the mode leaves open which value is white, so take the first that fits
+        if -0.01 * whites[0] <= low <= high <= 1.01 * white:  # never true of NaN
+            return Image.fromarray((values / white).clip(0, 1))
+    known = " or ".join(f"0 to {white}" for white in whites)
+    raise ValueError(f"grey values must lie in {known}, but run from {low:g} to {high:g}")
 
 
 def condition_from_image(picture, name, image_shape):
-    """The condition called `name` of a picture (1, 3, H, W) in [0, 1], shrunk to image_shape (C, H', W') first.
+    """Compute the condition called `name` of a picture (1, 3, H, W) in [0, 1].
 
-    Nothing but colours is found in the margins of a picture that is not square. Raises ValueError if nothing is found.
+    The picture is shrunk to image_shape (C, H', W') first, and (1, K, H', W') is returned. In the
+    margins of a picture that is not square, only the colour map finds something. Raises UserError
+    if there is no such condition, or nothing is found.
     """
+    if name not in list(CONDITIONS):
+        raise UserError(f"the condition must be one of {', '.join(CONDITIONS)}, not {name}")
     channels, *size = image_shape
-    image, inside = _shrunk(_square(picture), size), _shrunk(_square(torch.ones_like(picture), "constant"), size)
+    image = _shrunk(_square(picture), size)
     if channels == 1:
         image = image.mean(1, keepdim=True)
     condition = CONDITIONS[name](image * 2 - 1)
-    return _not_empty(condition if name == "colour" else condition * (inside[:, :1] > 0.5), name)
+    if name != "colour":
+        inside = _shrunk(_square(torch.ones_like(picture[:, :1]), "constant"), size)
+        condition = condition * (inside > 0.5)
+    return _not_empty(condition, name)
 
 
 def condition_from_map(picture, name, channels, size):
-    """A picture (1, 3, H, W) in [0, 1] that is itself a condition called `name`, as (1, channels, *size) in [0, 1].
+    """Use a picture (1, 3, H, W) in [0, 1] as the condition called `name`: (1, channels, *size).
 
-    Edges, scribbles and masks become 0 or 1, and may be dark on light or light on dark: what differs from the border's
-    colour is drawn. For lines, shrinking keeps the strongest pixel of each field, or thin ones would fade.
-    Raises ValueError if nothing is drawn.
+    Colours and depths are values in [0, 1] as they are. Edges, scribbles and masks become 0 or 1;
+    they may be dark on light or light on dark, because whatever differs from the colour of the
+    border is drawn. Shrinking lines keeps the strongest pixel of each cell, since their average
+    would make thin lines fade. Raises UserError if nothing is drawn.
     """
-    picture = picture.mean(1, keepdim=True) if channels == 1 else picture
+    if channels == 1:
+        picture = picture.mean(1, keepdim=True)
     if name in ("colour", "depth"):
         condition = _shrunk(_square(picture), size)
     else:
         drawn = _square((picture - paper_colour(picture)).abs(), "constant")  # (1, channels, S, S)
         shrink = F.adaptive_avg_pool2d if name == "mask" else F.adaptive_max_pool2d
-        condition = (shrink(drawn / drawn.max().clamp(min=FAINT), size) > 0.5).float()
+        condition = (shrink(drawn / drawn.max().clamp(min=FAINTEST_LINE), size) > 0.5).float()
     return _not_empty(condition, name)
 
 
 def _square(picture, margins="replicate"):
-    """A picture (1, C, H, W) in the middle of a square (1, C, S, S). margins: its border goes on, or "constant", 0."""
+    """Put a picture (1, C, H, W) in the middle of a square (1, C, S, S).
+
+    The margins repeat the picture's border, or are 0 with "constant".
+    """
     H, W = picture.shape[2:]
-    high, wide = max(W - H, 0), max(H - W, 0)  # rows and columns that are missing
-    return F.pad(picture, (wide // 2, wide - wide // 2, high // 2, high - high // 2), mode=margins)
+    rows, columns = max(W - H, 0), max(H - W, 0)  # how many are missing
+    left, top = columns // 2, rows // 2
+    return F.pad(picture, (left, columns - left, top, rows - top), mode=margins)
 
 
 def _shrunk(picture, size):
-    return F.interpolate(picture, size, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+    resized = F.interpolate(picture, size, mode="bilinear", antialias=True, align_corners=False)
+    return resized.clamp(0, 1)
 
 
 def _not_empty(condition, name):
     if name != "colour" and not condition.any():
-        raise ValueError(f"the picture's {name} condition is empty: draw thicker strokes, or take more contrast")
+        todo = "draw thicker strokes, or add contrast"
+        raise UserError(f"the picture's {name} condition is empty: {todo}")
     return condition

@@ -1,69 +1,63 @@
-"""Drawing: images from noise, prompts and any number of ControlNets."""
-
-import functools
-import itertools
+"""Drawing images from noise, prompts and any number of controls."""
 
 import torch
 from tqdm.auto import tqdm
 
-from minicnet.controlnet import controlled
+from minicnet.controlnet import Conditioning, controlled
 from minicnet.diffusion import guided, sample_ddim
 
-CPU_CHUNK, GPU_CHUNK = 64, 1000  # images drawn at once: on a CPU more are no faster, on a GPU few keep it waiting
+CHUNKS = {"cpu": 64}  # images drawn at once: more are no faster on a CPU
+GPU_CHUNK = 1000
 
 
 @torch.no_grad()
-def generate(unet, schedule, prompt, x_T, controls=(), *, spans=None, guidance=1.0, steps=20, progress=False,
+def generate(unet, schedule, prompt, x_T, controls=(), *, guidance=1.0, steps=20, progress=False,
              hook=None):
-    """Images (B, C, H, W) in [-1, 1] from noise x_T of that shape, of prompts (B, L), under any number of conditions.
+    """Draw images (B, C, H, W) in [-1, 1] from noise x_T of that shape and prompts (B, L), by DDIM.
 
-    controls: triples (control_net, condition, scale), as for `controlled`: their residuals are summed. spans: for each
-    of them the share of the steps (start, end) in which it acts, as for `spanned`; all unless given. guidance: the w
-    of `guided`, which strengthens the prompt; the conditions go into both of its branches. steps: of DDIM.
-    progress: show a bar. hook(t, x_t, x_0): called at each step, as by `sample_ddim`, with at most CPU_CHUNK or
-    GPU_CHUNK images, the first ones first; what it raises ends the drawing. Raises ValueError for steps or spans that
-    make no sense.
+    controls: Conditionings or triples (net, condition, scale), whose residuals are summed. A
+    condition of batch 1 serves all images. guidance: the w of `guided`; it strengthens the prompt,
+    and the conditions go into both branches. steps: of DDIM. progress: show a bar.
+    hook(t, x_t, x_0): called at each step, as by `sample_ddim`, for each chunk of images in turn.
+
+    Raises ValueError if batches or steps do not fit, or if images are not finite, which happens
+    with an extreme scale or guidance.
     """
-    spans = [(0, 1)] * len(controls) if spans is None else spans
-    size = CPU_CHUNK if x_T.device.type == "cpu" else GPU_CHUNK
+    B = len(x_T)
+    controls = [_for_batch(Conditioning(*control), B) for control in controls]
+    size = CHUNKS.get(x_T.device.type, GPU_CHUNK)
     images = []
-    with tqdm(total=len(x_T) * steps, desc="drawing", unit=" steps", disable=not progress, leave=False) as bar:
-        def look(t, x_t, x_0):
+    with tqdm(total=B * steps, desc="drawing", unit=" steps", disable=not progress,
+              leave=False) as bar:
+        def report(t, x_t, x_0):
             bar.update(len(x_t))
             if hook:
                 hook(t, x_t, x_0)
 
-        for start in range(0, len(x_T), size):
+        for start in range(0, B, size):
             part = slice(start, start + size)
-            eps_model = spanned(unet, [(net, condition[part], scale) for net, condition, scale in controls], spans,
-                                steps)
-            eps_guided = guided(eps_model, (prompt[part],), (torch.zeros_like(prompt[part]),), guidance)
-            images.append(sample_ddim(eps_guided, schedule, x_T[part], steps, hook=look))
-    return torch.cat(images)
+            chunk = [control._replace(condition=control.condition[part]) for control in controls]
+            eps_cond = controlled(unet, prompt[part], chunk)
+            eps_uncond = controlled(unet, torch.zeros_like(prompt[part]), chunk)
+            eps_model = guided(eps_cond, eps_uncond, guidance)
+            images.append(sample_ddim(eps_model, schedule, x_T[part], steps, hook=report))
+    images = torch.cat(images)
+    if not images.isfinite().all():
+        raise ValueError("the images are not finite numbers: use a smaller scale or guidance")
+    return images
 
 
-def spanned(unet, controls, spans, steps):
-    """`controlled`, where a control of span (start, end) acts in step i of n if i / n >= start and (i + 1) / n <= end.
-
-    Its i-th call is taken for step i. A short span may hold no step at all. Where no control acts, it is the base, bit
-    for bit. Raises ValueError unless there is a span 0 <= start < end <= 1 for each control.
-    """
-    if len(spans) != len(controls) or not all(0 <= start < end <= 1 for start, end in spans):
-        raise ValueError(f"spans must hold 0 <= start < end <= 1 for each of {len(controls)} controls, not {spans}")
-    call = itertools.count()
-
-    @functools.cache  # conditions are encoded once, not at every step
-    def under(acting):
-        return controlled(unet, [controls[k] for k in acting])
-
-    def eps_model(x_t, t, prompt):
-        i = next(call)
-        acting = (k for k, (start, end) in enumerate(spans) if i / steps >= start and (i + 1) / steps <= end)
-        return under(tuple(acting))(x_t, t, prompt)
-
-    return eps_model
+def _for_batch(control, B):
+    """Return the Conditioning with its condition expanded to B images."""
+    count = len(control.condition)
+    if count not in (1, B):
+        raise ValueError(f"a condition must have batch 1 or {B}, as the noise has, not {count}")
+    if not 0 <= control.start < control.end <= 1:
+        raise ValueError("a control acts from start to end, with 0 <= start < end <= 1, not from "
+                         f"{control.start:g} to {control.end:g}")
+    return control._replace(condition=control.condition.expand(B, -1, -1, -1))
 
 
 def seeded_noise(shape, seed, device="cpu"):
-    """N(0, I) of a shape (B, C, H, W), the same on every device."""
+    """Return N(0, I) of a shape (B, C, H, W), the same on every device."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)

@@ -1,194 +1,242 @@
-"""One training loop for the base and for the control. What differs is the `eps_model` given to it.
+"""Training: one loop for the base and for the control. They differ in the network's eps_model.
 
-The data of a step and its noise depend on seed and step alone, and a checkpoint holds all that a step depends on. So a
-run that is stopped and resumed takes the same steps as one that is not.
+    recipe = Recipe(steps=2200)
+    trainer = Trainer(unet, eps_model_of, images, prompts, recipe, unet.schedule)
+    history, seconds = fit(trainer, "base.pt", {"kind": "base"}, evaluate)
 
-AdamW: Loshchilov, Hutter 2019, arXiv 1711.05101.
+The batch and the noise of a step depend on the seed and the step's number alone, and a checkpoint
+holds all else that a step depends on. A run that is stopped and resumed therefore takes the same
+steps as one that runs through.
+
+AdamW                                Loshchilov, Hutter 2019   https://arxiv.org/abs/1711.05101
+averages over a part of training     Karras et al. 2024        https://arxiv.org/abs/2312.02696
 """
 
 import copy
 import math
 import time
+import zlib
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from minicnet.checkpoints import load_checkpoint, save_checkpoint
-from minicnet.devices import TrainingError, autocast, rank_of
+from minicnet.checkpoints import fingerprint, load_checkpoint, save_checkpoint
+from minicnet.devices import autocast, rank_and_world_size
 from minicnet.diffusion import diffusion_loss
+from minicnet.errors import UserError
 from minicnet.muon import Muon
 from minicnet.runs import deferred_interrupt
 
-MUON_RATE, ADAM_RATE = 0.02, 0.01
-RIM = {"conv_in", "conv_out", "share", "tokens", "places"}  # the base's layers that touch pixels, x_t or words
+MUON_RATE = 0.02
+ADAMW_RATE = 0.01
 WARM_UP = 50  # steps, or a tenth of a short training
-EMA_DECAY = 0.995  # the averaged weights remember about the last 200 steps
-SAY_LESS = 0.2  # of the prompts are drawn from all ways to say their caption or less
-LOUDEST = 5  # the largest weight of an error, before all are divided by their mean
-READ_EVERY = 10  # steps between two looks at the losses: at each, the processor waits for the GPU
+P_SHORT_PROMPT = 0.2  # the probability that a prompt is a part of the caption, such as "seven"
+LOG_EVERY = 10  # steps; reading the loss more often would make the program wait for a GPU
+
+
+@dataclass
+class Recipe:
+    """How to train. drop_prompts: the probability that a prompt is replaced by the null prompt.
+
+    rate: a factor on the usual learning rates. Raises UserError for a batch size that torchrun's
+    processes cannot divide equally.
+    """
+
+    steps: int
+    batch_size: int = 64
+    drop_prompts: float = 0.1
+    seed: int = 0
+    rate: float = 1.0
+
+    def __post_init__(self):
+        _, world_size = rank_and_world_size()
+        if self.batch_size % world_size:
+            raise UserError(f"{world_size} processes cannot share a batch of {self.batch_size}: "
+                            f"--batch-size must be a multiple of {world_size}")
+
+
+class Objective(nn.Module):
+    """The loss of Eq. 5 as a module, because DistributedDataParallel wraps modules.
+
+    eps_model_of(net, x_0, prompt) returns the eps_model(x_t, t) to train. A control computes its
+    condition from x_0.
+    """
+
+    def __init__(self, net, eps_model_of, schedule):
+        super().__init__()
+        self.net = net
+        self.eps_model_of = eps_model_of
+        self.schedule = schedule
+
+    def forward(self, x_0, prompt, t, eps):
+        eps_model = self.eps_model_of(self.net, x_0, prompt)
+        return diffusion_loss(eps_model, self.schedule, x_0, t, eps)
+
+
+class Trainer:
+    """Train `net`, one `step()` at a time, and keep `average`, a copy with averaged weights.
+
+    eps_model_of: see Objective. images: (N, C, H, W) in [-1, 1]; prompts: (N, V, L), the first of V
+    the whole caption and the others parts of it (`training_prompts`); both on the device to train
+    on. Under torchrun, each process takes its part of each batch, and torch averages gradients.
+    """
+
+    def __init__(self, net, eps_model_of, images, prompts, recipe, schedule):
+        self.net = net.train()
+        self.average = copy.deepcopy(net).eval().requires_grad_(False)
+        self.images = images
+        self.prompts = prompts
+        self.recipe = recipe
+        self.T = len(schedule)
+        self.steps_done = 0
+        self.optimizers = make_optimizers(net)
+        self.loss = Objective(net, eps_model_of, schedule)
+        self.rank, self.world_size = rank_and_world_size()
+        if self.world_size > 1:
+            self.loss = DistributedDataParallel(self.loss)
+
+    def step(self):
+        """Take one training step, and return the loss of its batch, a tensor without gradient."""
+        batch = [x[self.rank::self.world_size] for x in self.draw_batch()]
+        with autocast(self.images.device):
+            loss = self.loss(*batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+
+        warm_up = min(WARM_UP, 1 + self.recipe.steps // 10)
+        rise = min(1, (self.steps_done + 1) / warm_up)
+        fall = 1 - self.steps_done / self.recipe.steps
+        for optimizer, rate in self.optimizers.items():
+            optimizer.param_groups[0]["lr"] = rate * self.recipe.rate * rise * fall
+            with autocast(self.images.device):
+                optimizer.step()
+            optimizer.zero_grad()
+
+        # An average over about the last ninth of the steps so far.
+        decay = (self.steps_done + 1) / (self.steps_done + 10)
+        weights = [parameter.detach() for parameter in self.net.parameters()]
+        torch._foreach_lerp_(list(self.average.parameters()), weights, 1 - decay)
+        self.steps_done += 1
+        return loss.detach()
+
+    def draw_batch(self):
+        """Return x_0, prompt, t and eps of the next step, a function of seed and step alone."""
+        B = self.recipe.batch_size
+        N, V, _ = self.prompts.shape
+        device = self.images.device
+        seed = zlib.crc32(f"{self.recipe.seed} {self.steps_done}".encode())
+        generator = torch.Generator(device).manual_seed(seed)
+
+        def uniform(*shape):
+            return torch.rand(shape, generator=generator, device=device)
+
+        index = torch.randint(N, (B,), generator=generator, device=device)
+        part = torch.randint(V, (B,), generator=generator, device=device)
+        part = part.where(uniform(B) < P_SHORT_PROMPT, 0)  # 0 is the whole caption
+        prompt = self.prompts[index, part]
+        prompt = prompt.masked_fill(uniform(B, 1) < self.recipe.drop_prompts, 0)
+        t = torch.randint(self.T, (B,), generator=generator, device=device)
+        x_0 = self.images[index]
+        eps = torch.randn(x_0.shape, generator=generator, device=device)
+        return x_0, prompt, t, eps
+
+    def state_dict(self):
+        """Return all that the next steps depend on, besides the recipe, images and prompts."""
+        parts = [self.net, self.average, *self.optimizers]
+        return {"step": self.steps_done, "parts": [part.state_dict() for part in parts]}
+
+    def load_state_dict(self, state):
+        """Go on from what `state_dict` returned."""
+        self.steps_done = state["step"]
+        parts = [self.net, self.average, *self.optimizers]
+        for part, part_state in zip(parts, state["parts"], strict=True):
+            part.load_state_dict(part_state)
 
 
 def make_optimizers(net):
-    """Muon for the weight matrices; AdamW for those of RIM, and for norms and biases."""
-    inside = {id(parameter) for name, parameter in net.named_parameters()
-              if parameter.ndim > 1 and not RIM & set(name.split("."))}
-    parameters = list(net.parameters())
-    return [Muon([p for p in parameters if id(p) in inside], MUON_RATE),
-            torch.optim.AdamW([p for p in parameters if id(p) not in inside], ADAM_RATE, betas=(0.9, 0.99),
-                              weight_decay=0.01, fused=True)]
+    """Return {optimizer: learning rate}: Muon for weight matrices, AdamW for everything else.
 
-
-def rate_at(step, steps):
-    """The share of the learning rates at a step: a linear warm-up, times a linear fall to 0."""
-    return min(1, (step + 1) / min(WARM_UP, 1 + steps // 10)) * (1 - step / steps)
-
-
-def draw_batch(step, seed, images, prompts, *, batch_size, drop_prompts, T, t_power=0.5):
-    """x_0, prompt, t, eps of one training step: a function of seed and step, on the device of the images.
-
-    prompts: (N, V, L), the first of V the whole caption, the others parts of it (`training_prompts`). A share SAY_LESS
-    of prompts is drawn from all V, and a share `drop_prompts` is replaced by the null prompt. Timesteps run over
-    0 .. T-1: t = T u^t_power, u uniform, so with a power below 1 later ones come more often. Each of batch_size equal
-    parts of u gives one t, so batches are alike.
+    AdamW also trains the matrices that touch input, output or tokens. Modules name these layers in
+    `outer_layers`.
     """
-    device = images.device
-    generator = torch.Generator(device).manual_seed(seed * 10_000_000 + step)
-
-    def uniform(*shape):
-        return torch.rand(shape, generator=generator, device=device)
-
-    index = torch.randint(len(images), (batch_size,), generator=generator, device=device)
-    way = torch.where(uniform(batch_size) < SAY_LESS, (uniform(batch_size) * prompts.shape[1]).long(), 0)
-    prompt = prompts[index, way].masked_fill(uniform(batch_size, 1) < drop_prompts, 0)
-    u = (torch.arange(batch_size, device=device) + uniform(1)) / batch_size
-    t = (T * u**t_power).long().clamp(max=T - 1)
-    x_0 = images[index]
-    return x_0, prompt, t, torch.randn(x_0.shape, generator=generator, device=device)
+    outer = {id(parameter) for module in net.modules()
+             for name in getattr(module, "outer_layers", ())
+             for parameter in module.get_submodule(name).parameters()}
+    matrices = [p for p in net.parameters() if p.ndim > 1 and id(p) not in outer]
+    others = [p for p in net.parameters() if p.ndim < 2 or id(p) in outer]
+    adamw = torch.optim.AdamW(others, ADAMW_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    return {Muon(matrices, MUON_RATE): MUON_RATE, adamw: ADAMW_RATE}
 
 
-class Loss(nn.Module):
-    """The loss of a batch, as a module, because torch's DistributedDataParallel takes nothing else.
+def fit(trainer, path, header, evaluate, evaluations=13, resume=False):
+    """Train to the recipe's end, evaluate and save on the way. Returns (history, seconds).
 
-    A squared error in eps weighs 1 / sqrt(alpha_bar), but at most LOUDEST; all over their mean.
+    evaluate(net): metrics of the averaged network, a dict of numbers, computed about `evaluations`
+    times. history: a list of {"step", "loss", and those metrics}. header: plain values that
+    identify the run, "kind" among them. The averaged weights are left in `path`, and in
+    trainer.net, which is in eval mode then. resume: go on from `path` if it exists; a finished run
+    returns at once.
+
+    Raises UserError if the loss is not finite, a file cannot be read or written, or `path` belongs
+    to another run or other data; KeyboardInterrupt after Ctrl-C, once the step is saved. Under
+    torchrun, rank 0 alone evaluates, logs, saves and reacts to Ctrl-C.
     """
-
-    def __init__(self, net, eps_model, schedule):
-        super().__init__()
-        self.net, self.eps_model, self.schedule = net, eps_model, schedule
-        weight = schedule.alpha_bar.rsqrt().clamp(max=LOUDEST)
-        self.weight = weight / weight.mean()  # (T,)
-
-    def forward(self, x_0, prompt, t, eps):
-        return diffusion_loss(self.eps_model(self.net, x_0, prompt), self.schedule, x_0, t, eps, self.weight)
-
-
-def train(net, eps_model, schedule, images, prompts, *, steps, batch_size, drop_prompts, seed, t_power=0.5, rate=1,
-          snapshot=None):
-    """Trains `net`, and after each step yields (step, loss, average, take_snapshot).
-
-    eps_model(net, x_0, prompt): the `eps_model(x_t, t)` to train on a batch; x_0 is there to make a condition of.
-    images: (N, C, H, W) in [-1, 1]; prompts: (N, V, L); both on the device to train on. rate: times the usual learning
-    rates. average: the net with averaged (EMA) weights. take_snapshot(): all that the next step depends on; given as
-    `snapshot`, training goes on from there.
-    Under torchrun, each process takes its share of each batch, and torch averages the gradients.
-    """
-    average = copy.deepcopy(net).eval().requires_grad_(False)
-    optimizers = make_optimizers(net)
-    start = 0
-    if snapshot:
-        start = snapshot["step"]
-        for part, state in zip((net, average, *optimizers), snapshot["parts"], strict=True):
-            part.load_state_dict(state)
-    loss_of, (rank, ranks) = Loss(net, eps_model, schedule), rank_of()
-    if ranks > 1:
-        loss_of = DistributedDataParallel(loss_of)
-
-    def take_snapshot():
-        return {"step": step + 1, "parts": [part.state_dict() for part in (net, average, *optimizers)]}
-
-    net.train()
-    for step in range(start, steps):
-        for optimizer, usual in zip(optimizers, (MUON_RATE, ADAM_RATE)):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * usual * rate_at(step, steps)
-        batch = draw_batch(step, seed, images, prompts, batch_size=batch_size, drop_prompts=drop_prompts,
-                           T=len(schedule), t_power=t_power)
-        with autocast(images.device):
-            loss = loss_of(*(x[rank::ranks] for x in batch))
-        loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        decay = min(EMA_DECAY, (1 + step) / (10 + step))  # short at first, when the weights are still random
-        torch._foreach_lerp_(list(average.parameters()), [p.detach() for p in net.parameters()], 1 - decay)
-        yield step + 1, loss.detach(), average, take_snapshot
-
-
-def fit(net, eps_model, schedule, images, prompts, *, path, about, look, looks=13, resume=False, **settings):
-    """Trains `net` as `train` does, leaves its averaged weights in it, and in `path`. Returns (history, seconds).
-
-    look(net): a dict of numbers, asked of the averaged weights some `looks` times; history is a list of {"step",
-    "loss", and those numbers}. about: plain values that say what run this is, "kind" among them. With `resume`,
-    training goes on from `path`, if it is there and of the same run, and is over at once if it was finished.
-
-    Raises TrainingError if the loss is no longer a finite number, CheckpointError if a file cannot be read or written,
-    and KeyboardInterrupt for Ctrl-C, after the step has ended and was saved. Under torchrun only the first process
-    looks, shows, writes and obeys Ctrl-C.
-    """
-    steps, batch_size, (rank, ranks) = settings["steps"], settings["batch_size"], rank_of()
-    if batch_size % ranks:
-        raise TrainingError(f"{ranks} processes cannot share a batch of {batch_size}: --batch-size must be a multiple "
-                            f"of {ranks}")
-    about = {**about, "steps": steps, "batch_size": batch_size, "seed": settings["seed"]}
-    done, history, seconds, losses, snapshot = 0, [], 0.0, [], None
+    net, recipe = trainer.net, trainer.recipe
+    data = fingerprint({"images": trainer.images, "prompts": trainer.prompts})
+    header = {**header, **asdict(recipe), "data": data}
+    history, seconds, losses = [], 0.0, []
     if resume and path.exists():
-        checkpoint = load_checkpoint(path, about)
-        done, history, seconds = checkpoint["step"], checkpoint["history"], checkpoint["seconds"]
-        if done == steps:
+        checkpoint = load_checkpoint(path, header)
+        history, seconds = checkpoint["history"], checkpoint["seconds"]
+        if "training" not in checkpoint:
             net.load_state_dict(checkpoint["weights"])
             net.eval()
             return history, seconds
-        snapshot = checkpoint["training"]
+        trainer.load_state_dict(checkpoint["training"])
 
-    def save(average, take_snapshot):
-        if not all(parameter.isfinite().all() for parameter in average.parameters()):
-            raise TrainingError(f"the weights are no longer finite after step {done}, which is not saved: try another "
-                                "--seed")
-        checkpoint = {**about, "step": done, "history": history, "weights": average.state_dict(),
+    def save():
+        if not all(weight.isfinite().all() for weight in trainer.average.parameters()):
+            raise UserError(f"the weights are not finite after step {trainer.steps_done}, which is "
+                            "not saved: try another --seed")
+        checkpoint = {**header, "step": trainer.steps_done, "history": history,
+                      "weights": trainer.average.state_dict(),
                       "seconds": seconds + time.perf_counter() - start}
-        save_checkpoint(path, {**checkpoint, "training": take_snapshot()} if done < steps else checkpoint)
+        if trainer.steps_done < recipe.steps:
+            checkpoint["training"] = trainer.state_dict()
+        save_checkpoint(path, checkpoint)
 
     start = time.perf_counter()
-    if rank == 0 and not history:
-        history.append({"step": 0, **look(net.eval())})
-    bar = tqdm(total=steps, initial=done, desc=f"{about['kind']:8}", unit=" steps", dynamic_ncols=True,
-               disable=rank > 0)
+    if trainer.rank == 0 and not history:
+        history.append({"step": 0, **evaluate(trainer.average)})
+    bar = tqdm(total=recipe.steps, initial=trainer.steps_done, desc=f"{header['kind']:8}",
+               unit=" steps", dynamic_ncols=True, disable=trainer.rank > 0)
     with bar, deferred_interrupt() as interrupts:
-        stepping = train(net, eps_model, schedule, images, prompts, snapshot=snapshot, **settings)
-        for done, loss, average, take_snapshot in stepping:
-            if rank > 0:
+        while trainer.steps_done < recipe.steps:
+            batch_loss = trainer.step()
+            if trainer.rank > 0:
                 continue
-            losses.append(loss)
-            looking = done % math.ceil(steps / looks) == 0 or done == steps
-            if not (looking or interrupts or done % READ_EVERY == 0):
+            losses.append(batch_loss)
+            done = trainer.steps_done
+            evaluating = done % math.ceil(recipe.steps / evaluations) == 0 or done == recipe.steps
+            if not (evaluating or interrupts or done % LOG_EVERY == 0):
                 continue
-            mean = torch.stack(losses).mean().item()  # since the last look
-            if not math.isfinite(mean):
-                raise TrainingError(f"the loss became {mean} before step {done}, which is not saved: try another "
-                                    "--seed")
-            bar.set_postfix_str(f"loss {mean:.4f}, {batch_size * (bar.format_dict['rate'] or 0):.0f} images/s",
-                                refresh=False)
+            loss = torch.stack(losses).mean().item()  # since the last evaluation
+            if not math.isfinite(loss):
+                raise UserError(f"the loss became {loss} before step {done}, which is not saved: "
+                                "try another --seed")
+            speed = recipe.batch_size * (bar.format_dict["rate"] or 0)
+            bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s", refresh=False)
             bar.update(done - bar.n)
-            if looking:
-                history.append({"step": done, "loss": mean, **look(average)})
+            if evaluating:
+                history.append({"step": done, "loss": loss, **evaluate(trainer.average)})
                 losses = []
-            if looking or interrupts:
-                save(average, take_snapshot)
+            if evaluating or interrupts:
+                save()
             if interrupts:
                 raise KeyboardInterrupt
-    net.load_state_dict(average.state_dict())
+    net.load_state_dict(trainer.average.state_dict())
     net.eval()
     return history, seconds + time.perf_counter() - start

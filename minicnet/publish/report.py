@@ -1,0 +1,71 @@
+"""Write the results of runs into the README and a page of their own, so that no number is typed:
+
+    python -m minicnet.publish.report .github/results/{mnist,drawn,coloured}/metrics.json
+"""
+
+import json
+from pathlib import Path
+
+from minicnet import cli
+from minicnet.checkpoints import write_atomically
+from minicnet.errors import UserError
+from minicnet.results import TITLES, Results
+
+README = Path(__file__).parents[2] / "README.md"
+PAGE = README.with_name(".github") / "results" / "README.md"
+BEGIN = "<!-- results: made by python -m minicnet.publish.report -->"
+END = "<!-- end of results -->"
+
+
+def load_results(path):
+    """Read a run's metrics.json. Raises UserError if it is not one."""
+    try:
+        results = Results(**json.loads(Path(path).read_text(encoding="utf-8")))
+        results.as_table()
+        return results
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not the metrics.json of a finished run "
+                        f"({type(error).__name__}: {error})") from error
+
+
+def summary(runs):
+    """Return one line of Markdown for each of the Results: what control changes at guidance 2."""
+    lines = ["| dataset, condition | condition followed, without → with control | prompt shown, "
+             "without → with | Frechet distance, without → with (real) |", "|---|---|---|---|"]
+    for run in runs:
+        base, control = run.base[2], run.control[2]
+        name = run.measure
+        lines.append(
+            f"| {run.dataset}, {run.condition} | {TITLES[name]}: {base[name]:.3f} → "
+            f"{control[name]:.3f} | {base['all']:.3f} → {control['all']:.3f} | "
+            f"{base['frechet']:.1f} → {control['frechet']:.1f} ({run.real['frechet']:.1f}) |")
+    return "\n".join(lines)
+
+
+def replace_section(text, begin, end, section):
+    """Replace what stands between two marks. Raises UserError unless each occurs once."""
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise UserError(f"the README must hold the lines {begin} and {end} once each")
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}\n{section}\n{end}{after}"
+
+
+def update_readme(readme, begin, end, section):
+    """Replace what stands between two marks of a README. Raises UserError if it cannot."""
+    text = replace_section(readme.read_text(encoding="utf-8"), begin, end, section)
+    write_atomically(readme, text.encode())
+
+
+def main():
+    parser = cli.parser(__doc__, device=False)
+    parser.add_argument("metrics", nargs="+", help="the metrics.json of each run")
+    runs = [load_results(path) for path in parser.parse_args().metrics]
+    tables = ["# All results", "One table for each run, written by `python -m "
+              "minicnet.publish.report`.", *(run.as_table() for run in runs)]
+    update_readme(README, BEGIN, END, summary(runs))
+    write_atomically(PAGE, ("\n\n".join(tables) + "\n").encode())
+
+
+if __name__ == "__main__":
+    cli.run(main)
