@@ -1,4 +1,8 @@
-"""minicnet: ControlNet from scratch, to be read in one evening. Start with diffusion.py."""
+"""minicnet: ControlNet from scratch, to be read in one evening.
+
+Read diffusion.py, words.py, unet.py and controlnet.py in this order; then conditions.py,
+training.py and train_mnist_edges.py, which puts all of it together. The other files serve these.
+"""
 
 import os
 

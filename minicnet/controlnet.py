@@ -1,14 +1,20 @@
 """ControlNet: a trained base, locked, and a trainable copy of its encoder that reads a condition.
 
 The copy reads edges, colours or another map. It is tied to the base by zero convolutions alone, 1x1
-convolutions whose weights and biases start at zero, so training starts from exactly the base.
+convolutions whose weights and biases start at zero, so training starts from exactly the base. A
+random connection would instead add noise to the base's features from the first step on.
 
 Why do zero weights learn at all? For y = W x + b,
 
     dy/dW = x,    dy/db = 1,    dy/dx = W = 0.
 
-The gradient of W does not contain W, so W leaves zero in the first step, unless x is zero. From the
-second step on, gradients also flow through W to x, and whatever computed x starts to learn.
+The gradient of W does not contain W, so W leaves zero in the first step, unless x is zero. From
+then on, gradients also flow through W to whatever computed x. A ControlNet has two zero
+convolutions in a row, and wakes up in this order:
+
+    step 1    the zero convolutions at the outputs
+    step 2    the copy, and the zero convolution at the end of the condition encoder
+    step 3    the rest of the condition encoder
 
 Paper: Zhang, Rao, Agrawala, "Adding Conditional Control to Text-to-Image Diffusion Models", ICCV
 2023, https://arxiv.org/abs/2302.05543. Equations, figures and sections below are that paper's.
@@ -102,7 +108,10 @@ class Control:
 
 
 class ZeroConvs(nn.Module):
-    """One zero convolution for each skip of an encoder, and one for its middle block (Fig. 3)."""
+    """One zero convolution for each skip of an encoder, and one for its middle block (Fig. 3).
+
+    skip_channels: the widths of the skips; the middle block is as wide as the last.
+    """
 
     def __init__(self, skip_channels):
         super().__init__()
@@ -139,7 +148,7 @@ class ConditionEncoder(nn.Sequential):
 
 
 class ControlNet(nn.Module):
-    """A trainable copy of a UNet's encoder, tied to the UNet by zero convolutions (Fig. 3).
+    """The trained part: a copy of a UNet's encoder, and the zero convolutions at it (Fig. 3).
 
     unet: the base. Its encoder is copied with the weights that it has now, so train it first. The
     base itself is neither kept nor changed: lock it with `freeze`. condition_channels: 1 for edges,
@@ -160,8 +169,8 @@ class ControlNet(nn.Module):
         """Return the Control to add to the base, which is given the same x_t, t and prompt.
 
         x_t: (B, C, H, W); t: (B,); prompt: (B, L); condition: (B, condition_channels, H, W) in
-        [0, 1]. hint: the result of `encode`, in place of a condition; a sampler encodes a condition
-        once instead of at every step. Raises ValueError for arguments that do not fit.
+        [0, 1]. hint: the encoded condition, from `encode`, in place of the condition; a sampler
+        encodes once instead of at every step. Raises ValueError for arguments that do not fit.
         """
         self.encoder.check(x_t, t, prompt)
         if hint is None:
@@ -196,7 +205,8 @@ class Conditioning(NamedTuple):
 
     net: a ControlNet, or any module with `encode(condition) -> hint` and
     `forward(x_t, t, prompt, hint=hint) -> Control`. condition: (B, K, H, W) in [0, 1]. start, end:
-    fractions of the way from noise to image; the control acts from start until just before end.
+    fractions of the way from noise to image; the control acts from start until before end, and to
+    the last step if end is 1.
     """
 
     net: nn.Module
@@ -215,9 +225,9 @@ class Conditioning(NamedTuple):
 
 def controlled(unet, prompt, controls=()):
     """Return eps_theta(x_t, t, c_t, c_f) of Eq. 5, as an eps_model(x_t, t): the base under a prompt
-    and the sum of its controls,
+    c_t and the sum of its controls (section 3.4),
 
-        control = Σ_i s_i Z_i(x_t, t, c_t, c_i)    (section 3.4).
+        Σ_i s_i ControlNet_i(x_t, t, c_t, c_i),    c_i the i-th condition, s_i its strength.
 
     prompt: (B, L). controls: Conditionings, or triples (net, condition, scale). Each condition is
     encoded once, here. Where no control acts, the result is the base's, bit for bit.

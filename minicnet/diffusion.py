@@ -1,14 +1,18 @@
 """Diffusion: how an image becomes noise, what a network learns from it, and the way back.
 
-Nothing in this file knows what the network looks like. A network is any callable
+Nothing in this file knows how the network is built. A network is any callable
 
     eps_model(x_t, t) -> eps
 
 that takes noisy images x_t (B, ...) and their timesteps t (B,), and predicts the noise in them. A
 closure supplies whatever else a network needs, such as a prompt: see `controlled` in controlnet.py.
 
-    x_0    an image, with values in [-1, 1]        eps    noise, drawn from N(0, I)
-    x_t    the image after t steps of noise        t      the timestep, 0 .. T-1 (papers: 1 .. T)
+    x_0    a clean image, with values in [-1, 1]
+    x_t    the same image after the noise of the steps 0 .. t
+    t      the timestep, 0 .. T-1 (papers count 1 .. T); x_0 comes before step 0
+    eps    the noise in x_t, drawn from N(0, I)
+    v      sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0, a mixture of the two that is easy to
+           predict at every t; the UNet's last layer gives v, and `predict_eps` makes eps of it
 
 Papers:
     DDPM               Ho, Jain, Abbeel 2020           https://arxiv.org/abs/2006.11239
@@ -34,9 +38,10 @@ class NoiseSchedule(nn.Module):
                                 image's variance that is left in x_t
     sqrt_alpha_bar              weight of the image in x_t (DDPM Eq. 4)
     sqrt_one_minus_alpha_bar    weight of the noise in x_t (DDPM Eq. 4)
-    posterior_variance          variance of q(x_{t-1} | x_t, x_0), which is 0 at t = 0 (DDPM Eq. 7)
-    posterior_mean_x_0          weight of x_0 in the mean of that distribution (DDPM Eq. 7)
-    posterior_mean_x_t          weight of x_t in that mean
+    posterior_variance          variance of q(x_{t-1} | x_t, x_0), the distribution of the image one
+                                step earlier if x_0 were known; 0 at t = 0 (DDPM Eq. 7)
+    posterior_mean_x_0          weight of x_0 in the mean of q (DDPM Eq. 7)
+    posterior_mean_x_t          weight of x_t in the mean of q
 
     The tables are computed in float64, because alpha_bar is a long product, and kept in float32.
     They are buffers, so `schedule.to(device)` moves them. A checkpoint does not hold them.
@@ -90,7 +95,7 @@ class NoiseSchedule(nn.Module):
         return signal * x_0 + noise * eps
 
     def predict_x0(self, x_t, eps, t):
-        """Return the x_0 that `add_noise` would turn into x_t with this eps: Eq. 4 solved for x_0.
+        """Return the x_0 from which `add_noise` makes x_t with this eps: Eq. 4 solved for x_0.
 
         Arguments and errors are those of `add_noise`.
         """
@@ -100,9 +105,9 @@ class NoiseSchedule(nn.Module):
     def predict_eps(self, x_t, v, t):
         """Return eps = sqrt(1 - alpha_bar_t) x_t + sqrt(alpha_bar_t) v (Salimans and Ho, App. D).
 
-        Our network's last layer gives v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 rather than
-        eps. Where x_t is nearly pure noise, eps is nearly x_t, and a network that has to copy its
-        input is hard to train; v then asks for the image instead. Arguments as in `add_noise`.
+        Where x_t is nearly pure noise, eps is nearly x_t: a network that predicts eps has to copy
+        its input there, and its small errors ruin the image. v is nearly -x_0 there, so a network
+        that predicts v has to predict the image. Arguments and errors are those of `add_noise`.
         """
         signal, noise = self._weights(x_t, v, t)
         return noise * x_t + signal * v
@@ -110,8 +115,8 @@ class NoiseSchedule(nn.Module):
     def _weights(self, x, other, t):
         """Return the weights of image and noise in x_t, (B, 1, ...) both, after checking shapes."""
         if x.shape != other.shape:
-            raise ValueError(f"images {tuple(x.shape)} and noise {tuple(other.shape)} must have "
-                             "the same shape")
+            raise ValueError(f"images {tuple(x.shape)} and what is mixed with them "
+                             f"{tuple(other.shape)} must have the same shape")
         if t.shape != x.shape[:1] or t.dtype != torch.int64:
             raise ValueError(f"t must hold one int64 timestep for each of the {len(x)} images, "
                              f"but is {t.dtype} of shape {tuple(t.shape)}")
@@ -129,14 +134,14 @@ def _per_image(table, t, x):
 
 
 def diffusion_loss(eps_model, schedule, x_0, t, eps):
-    """Return the mean of || eps - eps_theta(x_t, t) ||^2 / alpha_bar_t (ControlNet Eq. 5).
+    """Return the mean of || eps - eps_theta(x_t, t) ||^2 / alpha_bar_t: Eq. 5, weighted.
 
     x_0: (B, ...), images in [-1, 1]; t: (B,), timesteps; eps: noise like x_0. The caller draws t
     and eps. Raises ValueError if the model's prediction has another shape than the noise.
 
-    DDPM's Eq. 14 weighs errors in eps equally. Dividing by alpha_bar weighs errors in v equally,
-    because eps_theta - eps = sqrt(alpha_bar) (v_theta - v). This is a plain mean of squares for a
-    network whose last layer gives v.
+    DDPM's Eq. 14 and ControlNet's Eq. 5 weigh errors in eps equally at every t. Dividing by
+    alpha_bar weighs errors in v equally, because eps_theta - eps = sqrt(alpha_bar) (v_theta - v).
+    For a network whose last layer gives v, this is a plain mean of squares.
     """
     prediction = eps_model(schedule.add_noise(x_0, eps, t), t)
     if prediction.shape != eps.shape:
@@ -149,8 +154,10 @@ def diffusion_loss(eps_model, schedule, x_0, t, eps):
 def guided(eps_cond, eps_uncond, w):
     """Return classifier-free guidance, eps_uncond + w (eps_cond - eps_uncond), as an eps_model.
 
-    eps_cond, eps_uncond: eps_models with and without what is to be strengthened, such as a prompt.
-    w = 1 is no guidance, w = 0 ignores the prompt; either needs one of the two models only.
+    The prediction goes from the one without a prompt through the one with it, and beyond if w > 1:
+    images then show the prompt more clearly, and vary less. eps_cond, eps_uncond: eps_models with
+    and without what is to be strengthened. w = 1 is no guidance, and w = 0 ignores the prompt. (The
+    paper's w is this one minus 1.)
     """
     if w == 1:
         return eps_cond
@@ -168,8 +175,8 @@ def guided(eps_cond, eps_uncond, w):
 def sample_ddpm(eps_model, schedule, x_T, generator=None, *, clip=True, hook=None):
     """Draw images by DDPM's ancestral sampling (Algorithm 2): T steps, each adding fresh noise.
 
-    x_T: (B, ...), drawn from N(0, I). generator: of the fresh noise. clip: keep each prediction of
-    x_0 in [-1, 1], the range of images. hook(t, x_t, x_0): called at each step with the noisy
+    x_T: (B, ...), drawn from N(0, I). generator: draws the fresh noise. clip: keep each prediction
+    of x_0 in [-1, 1], the range of images. hook(t, x_t, x_0): called at each step with the noisy
     images and the x_0 that the model predicts from them. Returns images shaped like x_T, which lie
     in [-1, 1] if they are clipped.
     """
@@ -190,7 +197,7 @@ def sample_ddpm(eps_model, schedule, x_T, generator=None, *, clip=True, hook=Non
 @torch.no_grad()
 def sample_ddim(eps_model, schedule, x_T, steps=50, eta=0.0, generator=None, *, clip=True,
                 hook=None):
-    """Draw images by DDIM (Eq. 12), which jumps over most of the T timesteps.
+    """Draw images by DDIM (Eq. 12, whose alpha is our alpha_bar), which skips most timesteps.
 
     steps: how many timesteps are visited, spread evenly from T-1 to 0. eta: the amount of fresh
     noise; 0 is deterministic, and 1 with steps = T is DDPM, number for number. The other arguments

@@ -1,4 +1,4 @@
-"""Muon, the optimizer of the weight matrices: momentum whose every update is orthogonalised.
+"""Muon, an optimizer of weight matrices, which needs fewer steps than AdamW on these networks.
 
 Jordan et al. 2024, https://kellerjordan.github.io/posts/muon
 """
@@ -7,10 +7,12 @@ import torch
 
 
 class Muon(torch.optim.Optimizer):
-    """Update each weight matrix by lr times the orthogonal matrix nearest to its momentum.
+    """Move each weight matrix along the orthogonal matrix that is nearest to its momentum.
 
-    All singular values of an update are near 1, whatever the gradient's size. A convolution's
-    weight (out, in, k, k) counts as the matrix (out, in k k). lr: the step size, 0.02 being usual.
+    The singular values of that matrix are near 1, whatever the gradient's size, so all directions
+    of a matrix learn equally fast. A convolution's weight (out, in, k, k) counts as the matrix
+    (out, in k k), and a matrix with more rows than columns gets a step larger by the root of their
+    ratio, as its outputs would change too little otherwise. lr: the step size, usually 0.02.
     """
 
     def __init__(self, parameters, lr, momentum=0.9):

@@ -6,7 +6,7 @@ from tqdm.auto import tqdm
 from minicnet.controlnet import Conditioning, controlled
 from minicnet.diffusion import guided, sample_ddim
 
-CHUNKS = {"cpu": 64}  # images drawn at once: more are no faster on a CPU
+CPU_CHUNK = 64  # images drawn at once: more are no faster on a CPU
 GPU_CHUNK = 1000
 
 
@@ -16,8 +16,8 @@ def generate(unet, schedule, prompt, x_T, controls=(), *, guidance=1.0, steps=20
     """Draw images (B, C, H, W) in [-1, 1] from noise x_T of that shape and prompts (B, L), by DDIM.
 
     controls: Conditionings or triples (net, condition, scale), whose residuals are summed. A
-    condition of batch 1 serves all images. guidance: the w of `guided`; it strengthens the prompt,
-    and the conditions go into both branches. steps: of DDIM. progress: show a bar.
+    condition of batch 1 serves all images. guidance: the w of `guided`; the conditions go into both
+    predictions, so it strengthens the prompt only. steps: of DDIM. progress: show a bar.
     hook(t, x_t, x_0): called at each step, as by `sample_ddim`, for each chunk of images in turn.
 
     Raises ValueError if batches or steps do not fit, or if images are not finite, which happens
@@ -25,7 +25,7 @@ def generate(unet, schedule, prompt, x_T, controls=(), *, guidance=1.0, steps=20
     """
     B = len(x_T)
     controls = [_for_batch(Conditioning(*control), B) for control in controls]
-    size = CHUNKS.get(x_T.device.type, GPU_CHUNK)
+    size = CPU_CHUNK if x_T.is_cpu else GPU_CHUNK
     images = []
     with tqdm(total=B * steps, desc="drawing", unit=" steps", disable=not progress,
               leave=False) as bar:

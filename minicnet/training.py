@@ -1,8 +1,10 @@
-"""Training: one loop for the base and for the control. They differ in the network's eps_model.
+"""Training: one loop for the base and for the control.
 
     recipe = Recipe(steps=2200)
     trainer = Trainer(unet, eps_model_of, images, prompts, recipe, unet.schedule)
-    history, seconds = fit(trainer, "base.pt", {"kind": "base"}, evaluate)
+    history, seconds = fit(trainer, Path("base.pt"), {"kind": "base"}, evaluate)
+
+The two differ only in `eps_model_of`, the function that builds the eps_model to train.
 
 The batch and the noise of a step depend on the seed and the step's number alone, and a checkpoint
 holds all else that a step depends on. A run that is stopped and resumed therefore takes the same
@@ -33,7 +35,7 @@ from minicnet.runs import deferred_interrupt
 MUON_RATE = 0.02
 ADAMW_RATE = 0.01
 WARM_UP = 50  # steps, or a tenth of a short training
-P_SHORT_PROMPT = 0.2  # the probability that a prompt is a part of the caption, such as "seven"
+P_REDRAW = 0.2  # the probability that a prompt is drawn from all ways to say the caption or less
 LOG_EVERY = 10  # steps; reading the loss more often would make the program wait for a GPU
 
 
@@ -106,12 +108,13 @@ class Trainer:
         loss.backward()
         nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
 
+        # The learning rate rises linearly, and then falls linearly to zero.
         warm_up = min(WARM_UP, 1 + self.recipe.steps // 10)
         rise = min(1, (self.steps_done + 1) / warm_up)
         fall = 1 - self.steps_done / self.recipe.steps
         for optimizer, rate in self.optimizers.items():
             optimizer.param_groups[0]["lr"] = rate * self.recipe.rate * rise * fall
-            with autocast(self.images.device):
+            with autocast(self.images.device):  # of Muon's matrix products
                 optimizer.step()
             optimizer.zero_grad()
 
@@ -134,9 +137,9 @@ class Trainer:
             return torch.rand(shape, generator=generator, device=device)
 
         index = torch.randint(N, (B,), generator=generator, device=device)
-        part = torch.randint(V, (B,), generator=generator, device=device)
-        part = part.where(uniform(B) < P_SHORT_PROMPT, 0)  # 0 is the whole caption
-        prompt = self.prompts[index, part]
+        phrasing = torch.randint(V, (B,), generator=generator, device=device)
+        phrasing = phrasing.where(uniform(B) < P_REDRAW, 0)  # 0 is the whole caption
+        prompt = self.prompts[index, phrasing]
         prompt = prompt.masked_fill(uniform(B, 1) < self.recipe.drop_prompts, 0)
         t = torch.randint(self.T, (B,), generator=generator, device=device)
         x_0 = self.images[index]
@@ -160,7 +163,8 @@ def make_optimizers(net):
     """Return {optimizer: learning rate}: Muon for weight matrices, AdamW for everything else.
 
     AdamW also trains the matrices that touch input, output or tokens. Modules name these layers in
-    `outer_layers`.
+    `outer_layers`. Ours: the papers use AdamW alone. Muon reaches the same images in fewer steps,
+    but the size of its step does not depend on the gradient's, so zero convolutions grow faster.
     """
     outer = {id(parameter) for module in net.modules()
              for name in getattr(module, "outer_layers", ())
@@ -175,10 +179,10 @@ def fit(trainer, path, header, evaluate, evaluations=13, resume=False):
     """Train to the recipe's end, evaluate and save on the way. Returns (history, seconds).
 
     evaluate(net): metrics of the averaged network, a dict of numbers, computed about `evaluations`
-    times. history: a list of {"step", "loss", and those metrics}. header: plain values that
-    identify the run, "kind" among them. The averaged weights are left in `path`, and in
-    trainer.net, which is in eval mode then. resume: go on from `path` if it exists; a finished run
-    returns at once.
+    times. history: a list of {"step", "loss", and those metrics}, without a loss at step 0. header:
+    plain values that identify the run, "kind" among them. The averaged weights are left in `path`,
+    and in trainer.net, which is in eval mode then. resume: go on from `path` if it exists; a
+    finished run returns at once.
 
     Raises UserError if the loss is not finite, a file cannot be read or written, or `path` belongs
     to another run or other data; KeyboardInterrupt after Ctrl-C, once the step is saved. Under

@@ -2,7 +2,17 @@
 
 It knows nothing of ControlNet, except that `forward` takes an optional `control`: residuals that
 are added to what the encoder hands to the decoder. A ControlNet is a trained copy of the Encoder
-that computes such residuals (controlnet.py).
+that computes such residuals (controlnet.py). These are the shapes for gray images of 28 x 28 pixels
+in the default sizes:
+
+    x_t (1, 28, 28) -> folded 2 x 2 (4, 14, 14)                        eps (1, 28, 28)
+        |                                                                  ^
+    conv_in     (32, 14, 14) -- skip 0 ------------------------> ResBlock (32, 14, 14)
+    ResBlock    (32, 14, 14) -- skip 1 ------------------------> ResBlock (32, 14, 14)
+    Downsample  (32, 7, 7)   -- skip 2 -------------> ResBlock, Upsample  (32, 14, 14)
+    ResBlock +  (64, 7, 7)   -- skip 3 ------------------------> ResBlock (64, 7, 7)
+    attention                                                              ^
+        |---------------------> middle (64, 7, 7) -------------------------|
 
 Feature maps are (B, C, H, W). Every block is called as `block(x, emb, words)`, so that one loop
 runs a list of blocks, whichever of the arguments each of them uses:
@@ -37,8 +47,9 @@ def timestep_embedding(t, dim):
 def zeroed(layer):
     """Set a layer's weight and bias to zero, and return it.
 
-    The last layer of every block starts like this: at first each block returns its shortcut alone,
-    and the whole network returns v = 0.
+    The last layer of every ResBlock and attention block starts like this, so that at first each
+    returns its input, and the last convolution, so that the network returns v = 0. This is usual in
+    diffusion models, and is not ControlNet's zero convolution.
     """
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -46,7 +57,11 @@ def zeroed(layer):
 
 
 class ResBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x))) + emb))): (B, C_in, H, W) -> (B, C_out, H, W)."""
+    """x + conv(silu(norm(conv(silu(norm(x))) + linear(emb)))), at two widths if need be.
+
+    (B, C_in, H, W) -> (B, C_out, H, W). Where the widths differ, a 1x1 convolution brings x to the
+    second.
+    """
 
     def __init__(self, in_channels, out_channels, emb_channels):
         super().__init__()
@@ -240,7 +255,7 @@ class Decoder(nn.Module):
         self.stages = nn.ModuleList()
         width = widths[-1]
         for level, level_width in reversed(list(enumerate(widths))):
-            for i in range(blocks + 1):
+            for i in range(blocks + 1):  # one ResBlock for each skip of this level
                 stage = [ResBlock(width + skip_channels.pop(), level_width, 4 * channels)]
                 width = level_width
                 if i == blocks and level > 0:
@@ -259,7 +274,9 @@ class Decoder(nn.Module):
 
 
 class UNet(nn.Module):
-    """eps_theta(x_t, t, c_t): predict the noise in x_t, given the timestep and a prompt c_t.
+    """eps_theta(x_t, t, c_t): predict the noise in x_t, given the timestep t and a prompt.
+
+    In c_t, the t stands for text: it is the paper's name for the encoded prompt.
 
     in_channels: 1 for gray images, 3 for RGB. channels: width of the finest level. multipliers: the
     width of each level, in multiples of `channels`; each level halves the resolution. blocks:

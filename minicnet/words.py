@@ -23,6 +23,7 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 STROKES = ("thin", "thick")
 COLOURS = ("white", "red", "orange", "yellow", "green", "cyan", "azure", "pink",
            "black", "navy", "maroon", "olive", "teal", "purple")
+# Fashion-MNIST's labels, then CIFAR-10's.
 CLOTHES = ("tshirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
            "boot")
 THINGS = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -90,8 +91,8 @@ class Words(NamedTuple):
 class TextEncoder(nn.Module):
     """Encode prompts (B, L): token and position embeddings, then one transformer block.
 
-    No word attends to padding. Position 0 alone is never masked, because the null prompt consists
-    of padding: its token there gives the network a vector that means "no prompt".
+    No word attends to padding. The null prompt is all padding, and would leave nothing to attend
+    to. Position 0 is therefore never masked: padding there becomes a vector that means "no prompt".
     """
 
     outer_layers = ("tokens", "positions")  # AdamW trains these, and Muon the rest (training.py)
