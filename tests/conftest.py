@@ -1,17 +1,23 @@
 """What several test files share."""
 
+import minicnet  # noqa: F401  before torch, because it sets GOMP_SPINCOUNT  # isort: skip
+
 import pytest
 import torch
 from torch import nn
 
+# Networks here are so small that a second thread would only wait for the first one.
+torch.set_num_threads(1)
+
 
 def pytest_addoption(parser):
-    parser.addoption("--autocast", choices=["on", "off"], help="pretend that this CPU has bf16 instructions, or not")
+    parser.addoption("--autocast", choices=["on", "off"],
+                     help="test as on a CPU that is fast in bf16, or as on one that is not")
 
 
 def pytest_configure(config):
     if choice := config.getoption("--autocast"):
-        torch.cpu.get_capabilities = lambda: {"avx512_bf16": choice == "on"}
+        torch.cpu.get_capabilities = lambda: {"amx_bf16": choice == "on"}
 
 
 @pytest.fixture(autouse=True)
@@ -21,10 +27,10 @@ def one_seed():
 
 @pytest.fixture(scope="session")
 def randomised():
-    """randomised(module): the module, with every parameter drawn from a normal distribution.
+    """randomised(module) draws every parameter from a normal distribution. It returns the module.
 
-    A fresh UNet ends in a convolution of zeros, behind which all outputs are the same and all gradients are zero:
-    nothing could be told apart, and every test of a control would pass.
+    A fresh UNet ends in a convolution of zeros, behind which every output and every gradient is the
+    same: nothing could be told apart, and every test of a control would pass.
     """
 
     def draw(module, std=0.2, seed=0):
@@ -39,7 +45,8 @@ def randomised():
 @pytest.fixture
 def unet(randomised):
     """A small base with random weights, frozen."""
-    from minicnet.controlnet import freeze  # not above: where these files do not work, tests of others still do
+    # Not imported above, so that tests of other files run where these are incomplete.
+    from minicnet.controlnet import freeze
     from minicnet.unet import UNet
 
     return freeze(randomised(UNet(channels=8, multipliers=(1,))))
@@ -47,7 +54,7 @@ def unet(randomised):
 
 @pytest.fixture
 def nets(randomised, unet):
-    """Two ControlNets for it, with random weights, too."""
+    """Two ControlNets of this base, with random weights."""
     from minicnet.controlnet import ControlNet, freeze
 
     return [freeze(randomised(ControlNet(unet), seed=seed)) for seed in (1, 2)]

@@ -1,4 +1,4 @@
-"""The assignments' own tools: what students get, which solutions earn points, and grading whatever comes back."""
+"""The assignments: what students get, what solutions earn, and how submissions are graded."""
 
 import ast
 import csv
@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import zipfile
 from pathlib import Path
 
 import nbformat
@@ -16,37 +17,39 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TOOLS = ROOT / "notebooks" / "assignments"
-sys.path.insert(0, str(TOOLS))
+sys.path[:0] = [str(TOOLS), str(ROOT / "tests")]
 import grade  # noqa: E402
-from make_student import ASSIGNMENTS, blank, make_student, shown_text, squeezed  # noqa: E402
+import make_student  # noqa: E402
+from make_student import ASSIGNMENTS, PLAN, find, find_leaks, make_tree  # noqa: E402
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="scored tests run apart on Linux only")
-QUIET = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="scored tests run apart on Linux")
+QUIET = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1",
+         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
-RIGHT = {  # written differently from the library, and right
+RIGHT = {  # right solutions that are written differently from the library
     "a1": {
         "NoiseSchedule.__init__": "alpha_bar = torch.exp(torch.cumsum(torch.log(alpha), 0))",
         "NoiseSchedule.add_noise": """
-            self._check(x_0, eps, t)
-            signal = self.alpha_bar[t].reshape([-1] + [1] * (x_0.dim() - 1))
-            return torch.sqrt(signal) * x_0 + torch.sqrt(1 - signal) * eps""",
+            self._weights(x_0, eps, t)  # checks
+            left = self.alpha_bar[t].reshape([-1] + [1] * (x_0.dim() - 1))
+            return torch.sqrt(left) * x_0 + torch.sqrt(1 - left) * eps""",
         "NoiseSchedule.predict_x0": """
-            self._check(x_t, eps, t)
             while t.ndim < x_t.ndim:
                 t = t.unsqueeze(-1)
             return x_t / self.sqrt_alpha_bar[t] - eps * (1 / self.alpha_bar[t] - 1) ** 0.5""",
+        "NoiseSchedule.predict_eps": """
+            a = self.alpha_bar[t].view(-1, *[1] * (v.ndim - 1))
+            return torch.lerp(x_t * 0, x_t, (1 - a) ** 0.5) + v * a**0.5""",
         "diffusion_loss": """
-            w = torch.ones_like(schedule.beta) if weight is None else weight
-            squares = (eps - eps_model(schedule.add_noise(x_0, eps, t), t)) ** 2
-            return (w[t].view(-1, *[1] * (x_0.ndim - 1)) * squares).mean()""",
+            found = eps_model(schedule.add_noise(x_0, eps, t), t)
+            if found.shape != x_0.shape:
+                raise ValueError("the shape is wrong")
+            return (((found - eps) ** 2).flatten(1).mean(1) / schedule.alpha_bar[t]).mean()""",
         "guided": """
             def both(x_t, t):
-                B = len(x_t)
                 if w in (0, 1):
-                    return eps_model(x_t, t, *(conditional if w else unconditional))
-                inputs = [torch.cat([u, c]) for u, c in zip(unconditional, conditional)]
-                eps = eps_model(x_t.repeat(2, *[1] * (x_t.ndim - 1)), t.repeat(2), *inputs)
-                return (1 - w) * eps[:B] + w * eps[B:]
+                    return (eps_cond if w else eps_uncond)(x_t, t)
+                return (1 - w) * eps_uncond(x_t, t) + w * eps_cond(x_t, t)
 
             return both""",
         "sample_ddpm": """
@@ -56,12 +59,12 @@ RIGHT = {  # written differently from the library, and right
             noise = _noise_like(x_t, generator) if t else torch.zeros_like(x_t)
             x_t = x_t + schedule.posterior_variance[t] ** 0.5 * noise""",
         "sample_ddim": """
-            t_now, t_next = (torch.full((len(x_t),), s, device=x_t.device) for s in (t, t_prev))
-            pure = (x_t - schedule.add_noise(x_0, torch.zeros_like(x_0), t_now)) / (1 - schedule.alpha_bar[t]).sqrt()
             a, b = schedule.alpha_bar[t], schedule.alpha_bar[t_prev]
+            pure = (x_t - a.sqrt() * x_0) / (1 - a).sqrt()
             variance = eta**2 * (1 - b) / (1 - a) * (1 - a / b)
             x_t = b.sqrt() * x_0 + (1 - b - variance).sqrt() * pure
-            x_t = x_t + variance.sqrt() * _noise_like(x_t, generator)""",
+            if eta:
+                x_t = x_t + variance.sqrt() * _noise_like(x_t, generator)""",
     },
     "a2": {
         "timestep_embedding": """
@@ -73,7 +76,8 @@ RIGHT = {  # written differently from the library, and right
                 return conv(nn.functional.silu(norm(h)))
 
             bias = self.emb(emb).unsqueeze(2).unsqueeze(3)
-            return half(self.norm2, self.conv2, half(self.norm1, self.conv1, x) + bias) + self.shortcut(x)""",
+            h = half(self.norm1, self.conv1, x) + bias
+            return half(self.norm2, self.conv2, h) + self.shortcut(x)""",
         "attention_weights": """
             B, C = len(q), q.shape[2]
             q, k = (x.reshape(B, -1, heads, C // heads) for x in (q, k))
@@ -85,15 +89,21 @@ RIGHT = {  # written differently from the library, and right
         "attend": """
             parts = v.chunk(weights.shape[1], dim=2)
             return torch.cat([weights[:, i] @ part for i, part in enumerate(parts)], dim=2)""",
+        "SelfAttention.forward": """
+            B, C, H, W = x.shape
+            rows = self.norm(x).permute(0, 2, 3, 1).reshape(B, H * W, C)
+            q, k, v = self.qkv(rows).split(C, dim=2)
+            taken = self.proj(attend(attention_weights(q, k, heads=self.heads), v))
+            return taken.permute(0, 2, 1).reshape(x.shape) + x""",
         "CrossAttention.forward": """
             B, C, H, W = x.shape
             v = F.linear(words.vectors, self.v.weight, self.v.bias)
             taken = self.proj(attend(self.weights(x, words), v))
             return taken.permute(0, 2, 1).reshape(B, C, H, W) + x""",
         "CrossAttention.weights": """
-            places = torch.einsum("bchw->bhwc", self.norm(x)).reshape(len(x), -1, x.shape[1])
+            rows = torch.einsum("bchw->bhwc", self.norm(x)).reshape(len(x), -1, x.shape[1])
             k = torch.einsum('ble,ce->blc', words.vectors, self.k.weight) + self.k.bias
-            return attention_weights(self.q(places), k, self.heads, mask=words.mask)""",
+            return attention_weights(self.q(rows), k, self.heads, mask=words.mask)""",
         "Encoder.rest": """
             skips = [h]
             while len(skips) <= len(self.stages):
@@ -105,8 +115,13 @@ RIGHT = {  # written differently from the library, and right
                 h = stage(torch.hstack((h, left.pop())), emb, words)""",
     },
     "a3": {
+        "zeroed": """
+            for parameter in layer.parameters():
+                parameter.data.zero_()
+            return layer""",
         "zero_conv": """
-            conv = nn.Conv2d(in_channels, in_channels if out_channels is None else out_channels, 1)
+            out = in_channels if out_channels is None else out_channels
+            conv = nn.Conv2d(in_channels, out, 1)
             for parameter in conv.parameters():
                 parameter.data.fill_(0)
             return conv""",
@@ -125,31 +140,48 @@ RIGHT = {  # written differently from the library, and right
             self.locked = freeze(block)
             self.copy = trainable_copy(self.locked)
             self.zero_out = zero_conv(channels, channels)
-            self.zero_in = zero_conv(channels if condition_channels is None else condition_channels, channels)""",
+            given = channels if condition_channels is None else condition_channels
+            self.zero_in = zero_conv(given, channels)""",
         "ControlledBlock.forward": """
             seen = self.zero_in(c) + x
             y = self.locked(x, *args)
             return y + self.zero_out(self.copy(seen, *args))""",
+        "ZeroConvs.forward": """
+            found = []
+            for i, conv in enumerate(self.skips):
+                found.append(conv(skips[i]))
+            return Control(skips=found, middle=self.middle(middle))""",
         "ConditionEncoder.__init__": """
-            super().__init__(*layers)
-            self.append(zero_conv(width, channels))""",
+            super().__init__()
+            self.append(nn.PixelUnshuffle(patch))
+            half = channels // 2
+            for a, b in ((condition_channels * patch**2, half), (half, half), (half, channels)):
+                self.append(nn.Conv2d(a, b, 3, padding="same"))
+                self.append(nn.SiLU())
+            self.append(zero_conv(channels, channels))""",
         "ControlNet.forward": """
-            told, h = self.encoder.embed(t, prompt), self.encoder.first(x_t) + hint
-            residuals = [self.zero_skips[0](h)]
-            for stage, zero in zip(self.encoder.stages, list(self.zero_skips)[1:]):
-                h = stage(h, *told)
-                residuals.append(zero(h))
-            return Control(skips=residuals, middle=self.zero_middle(self.encoder.middle(h, *told)))""",
+            emb, words = self.encoder.embed(t, prompt)
+            h = first + hint
+            found = [h]
+            for stage in self.encoder.stages:
+                h = stage(h, emb, words)
+                found.append(h)
+            return self.zero_convs(found, self.encoder.middle(h, emb, words))""",
         "Control.__add__": """
             if not isinstance(other, Control):
                 return self
-            return Control([torch.add(*pair) for pair in zip(self.skips, other.skips)], other.middle + self.middle)""",
-        "Control.__mul__": "return Control(list(map(lambda skip: skip * scale, self.skips)), self.middle * scale)",
+            if len(self.skips) != len(other.skips):
+                raise ValueError("they differ in length")
+            skips = [torch.add(*pair) for pair in zip(self.skips, other.skips)]
+            return Control(skips, other.middle + self.middle)""",
+        "Control.__mul__": """
+            return Control([skip * scale for skip in self.skips], self.middle * scale)""",
         "UNet.forward": """
+            assert len(skips) == len(control.skips)
             skips = list(skips)
             for i, residual in enumerate(control.skips):
-                skips[i] = skips[i] + residual
-            middle = middle + control.middle""",
+                skips[i] = skips[i] + residual.type_as(skips[i])
+            middle = middle + control.middle.type_as(middle)""",
     },
     "a4": {
         "depth": """
@@ -160,22 +192,22 @@ RIGHT = {  # written differently from the library, and right
             nearest = torch.where(background[..., None, :], apart, math.inf).min(dim=-1).values
             return torch.clamp(nearest.view(-1, 1, H, W) / RELIEF, 0, 1)""",
         "depth_error": """
-            found = depth(images)
-            given = _checked(depths, found, "depths")
+            found, given = _found_and_given(depth, images, depths, "depths")
             errors = []
             for one, other in zip(found, given):
                 counted = (one + other) > 0
-                errors.append((one - other)[counted].abs().sum().item() / max(1, int(counted.sum())))
-            return sum(errors) / len(errors)""",
+                errors.append((one - other)[counted].abs().sum() / max(1, int(counted.sum())))
+            return float(sum(errors) / len(errors))""",
         "condition": """
             H = images.shape[2]
-            shown = (torch.arange(H)[:, None] < H // 2).expand(images.shape).float()  # the upper half
-            return torch.cat([shown * (images.float() + 1) / 2, shown], dim=1)""",
+            upper = (torch.arange(H)[:, None] < H // 2).expand(images.shape).float()
+            return torch.cat([upper * (images.float() + 1) / 2, upper], dim=1)""",
         "measure": """
             found = condition(images)
             inked = torch.maximum(found[:, 0], maps[:, 0]).sum((1, 2)).clamp(min=1e-6)
             return 1 - ((found - maps).abs().sum((1, 2, 3)) / inked).mean().item()""",
-        "new_control": "return ControlNet(unet, len(condition(torch.rand(1, 1, 28, 28) * 2 - 1)[0]))",
+        "new_control": """
+            return ControlNet(unet, len(condition(torch.rand(1, 1, 28, 28) * 2 - 1)[0]))""",
         "training_model": """
             def for_batch(net, x_0, prompt):
                 maps = condition(x_0)
@@ -183,317 +215,271 @@ RIGHT = {  # written differently from the library, and right
 
             return for_batch""",
         "with_edges": """
+            from minicnet.controlnet import Conditioning
             parts = [(own, condition), (edges, canny)]
-            return generate(unet, schedule, prompt, x_T, [(net, map_of(images), strength)
-                                                          for (net, images, strength), map_of in parts])""",
+            controls = [Conditioning(net, map_of(images), strength)
+                        for (net, images, strength), map_of in parts if strength != 0]
+            return generate(unet, schedule, prompt, x_T, controls=controls)""",
     },
 }
 
-WRONG = [  # assignment, class of tests, a part of the library's solution, what it becomes, a word of the hint
-    ("a1", "TestAlphaBar", "alpha.cumprod(0)", "1 - beta.cumsum(0)", "combine"),
-    ("a1", "TestAlphaBar", "alpha.cumprod(0)", "alpha", "come back"),
-    ("a1", "TestDDPM", "if t > 0", "if t > 1", "counts from 0"),
-    ("a1", "TestLoss", "weight[t] * error).mean()", "weight[t].mean() * error).mean()", "its own weight"),
-    ("a1", "TestDDIM", "sigma * _noise_like(x_t, generator)", "sigma * torch.randn_like(x_t)", "who draws the noise"),
-    ("a1", "TestGuidance", "[torch.cat(pair) for pair in zip(conditional, unconditional, strict=True)]",
-     "[torch.cat([conditional[0], unconditional[0]])] * len(conditional)", "all of the tuple"),
-    ("a1", "TestAddNoise", "x_0) * x_0 + _at", "x_0) ** 2 * x_0 + _at", "variance"),
-    ("a1", "TestAddNoise", "_at(self.sqrt_alpha_bar, t, x_0)", "self.sqrt_alpha_bar[t]", "axes"),
-    ("a1", "TestAddNoise", "self._check(x_0, eps, t)", "pass", "promises"),
-    ("a1", "TestPredictX0", " / _at(self.sqrt_alpha_bar, t, x_t)", "", "contrast"),
-    ("a1", "TestPredictX0",
-     "(x_t - _at(self.sqrt_one_minus_alpha_bar, t, x_t) * eps) / _at(self.sqrt_alpha_bar, t, x_t)",
-     "x_t / _at(self.sqrt_alpha_bar, t, x_t) - _at(self.sqrt_one_minus_alpha_bar, t, x_t) * eps", "solve"),
-    ("a1", "TestLoss", "error = (guess - eps)", "error = (guess - x_0)", "compare"),
-    ("a1", "TestLoss", "flatten(1).mean(1)", "flatten(1).sum(1)", "sum or mean"),
-    ("a1", "TestLoss", "weight[t] * error", "error", "how much"),
-    ("a1", "TestLoss", "eps_model(schedule.add_noise(x_0, eps, t), t)", "eps_model(x_0, t)", "clean"),
-    ("a1", "TestDDPM", "    if t > 0:\n            x_t = x_t + schedule.posterior_variance[t]",
-     "    if True:\n            x_t = x_t + schedule.beta[t]", "t = 0"),
-    ("a1", "TestDDPM", "variance[t].sqrt() *", "variance[t] *", "posterior variance"),
-    ("a1", "TestDDPM", "posterior_mean_x_0[t] * x_0 + schedule.posterior_mean_x_t[t] * x_t",
-     "posterior_mean_x_0[t] * x_t + schedule.posterior_mean_x_t[t] * x_0", "which one belongs"),
-    ("a1", "TestDDIM", "schedule.alpha_bar[t], schedule.alpha_bar[t_prev]",
-     "schedule.alpha_bar[t], schedule.alpha_bar[t - 1]", "jumps"),
-    ("a1", "TestDDIM", "(1 - alpha_bar_prev - sigma**2)", "(1 - alpha_bar_prev)", "takes the place"),
-    ("a1", "TestDDIM", "eps = (x_t - schedule.sqrt_alpha_bar[t] * x_0) / schedule.sqrt_one_minus_alpha_bar[t]",
-     "eps = eps_model(x_t, torch.full((len(x_t),), t))", "clipped"),
-    ("a1", "TestGuidance", "eps_uncond + w * (eps_cond - eps_uncond)", "eps_cond + w * (eps_uncond - eps_cond)",
-     "start"),
-    ("a1", "TestGuidance", "return eps_uncond + w *", "return eps_cond + w *", "w is one less"),
-
-    ("a2", "TestTimestepEmbedding", "[angles.sin(), angles.cos()]", "[angles.cos(), angles.sin()]", "all sines"),
-    ("a2", "TestTimestepEmbedding", "t.device) / (dim // 2))", "t.device) / dim)", "exponent"),
-    ("a2", "TestResBlock", "return self.shortcut(x) + h", "return h", "what must be left"),
-    ("a2", "TestResBlock", "h = h + self.emb(emb)[:, :, None, None]", "h = h", "own embedding"),
-    ("a2", "TestResBlock", "self.conv2(F.silu(self.norm2(h)))", "F.silu(self.norm2(self.conv2(h)))", "From the inside"),
-    ("a2", "TestAttention", "math.sqrt(q.shape[-1])", "math.sqrt(heads * q.shape[-1])", "width of one head"),
-    ("a2", "TestAttention", "scores.softmax(-1)", "scores.softmax(-2)", "which axis"),
-    ("a2", "TestAttention", "    scores = scores.masked_fill(~mask[:, None, None], -math.inf)",
-     "    return scores.softmax(-1).masked_fill(~mask[:, None, None], 0)", "before or after"),
-    ("a2", "TestAttention", "-math.inf)", "0)", "make 0 of it"),
-    ("a2", "TestAttention", "(weights @ v).transpose(1, 2).flatten(2)", "(weights @ v).reshape(len(v), -1, 8)",
-     "mixed up"),
-    ("a2", "TestCrossAttention", "self.heads, words.mask", "self.heads", "padding"),
-    ("a2", "TestCrossAttention", "attention_weights(self.q(places)", "attention_weights(self.q(x.flatten(2).mT)",
-     "normed"),
-    ("a2", "TestCrossAttention", "return x + self.proj(attend(self.weights", "return self.proj(attend(self.weights",
-     "x itself"),
-    ("a2", "TestCrossAttention", "self.v(words.vectors)", "self.k(words.vectors)", "What is taken is v"),
-    ("a2", "TestRest", "skips = [h]", "skips = []", "h itself"),
-    ("a2", "TestRest", "skips.append(h)", "skips.insert(0, h)", "came in"),
-    ("a2", "TestDecoder", "reversed(skips)", "skips", "resolution"),
-    ("a2", "TestDecoder", "reversed(skips)", "(skips.reverse() or skips)", "belongs to the caller"),
-    ("a2", "TestDecoder", "torch.cat([h, skip], dim=1)", "torch.cat([skip, h], dim=1)", "h is first"),
-    ("a2", "TestDecoder", "torch.cat([h, skip], dim=1)", "h + skip", "side by side"),
-
-    ("a3", "TestZeroConv", "nn.init.zeros_(conv.bias)", "pass", "bias"),
-    ("a3", "TestZeroConv", "return conv", "return conv.requires_grad_(False)", "must not stay"),
-    ("a3", "TestFreeze", "module.eval().requires_grad_(False)", "module.eval()", "asks for a gradient"),
-    ("a3", "TestFreeze", "module.eval().requires_grad_(False)", "module.requires_grad_(False)", "modes"),
-    ("a3", "TestFreeze", "module.zero_grad(set_to_none=True)", "module.forward = torch.no_grad()(module.forward)",
-     "no no_grad"),
-    ("a3", "TestFreeze", "set_to_none=True", "set_to_none=False", "not even one of zeros"),
-    ("a3", "TestTrainableCopy", "copy.deepcopy(module).train()", "module.train()", "module itself"),
-    ("a3", "TestTrainableCopy", "copy.deepcopy(module).train()", "copy.copy(module).train()", "share memory"),
-    ("a3", "TestTrainableCopy", "copy.deepcopy(module).train().requires_grad_(True)", "copy.deepcopy(module)",
-     "frozen"),
-    ("a3", "TestControlledBlock", "self.copy(x + self.zero_in(c), *args)", "self.copy(self.zero_in(c), *args)",
-     "copy see"),
-    ("a3", "TestControlledBlock", "+ self.zero_out(self.copy(", "+ (self.copy(", "to the last bit"),
-    ("a3", "TestControlledBlock", "self.locked = freeze(block)", "self.locked = block", "locked half"),
-    ("a3", "TestControlledBlock", "self.copy = trainable_copy(block)", "self.copy = block", "must be trainable"),
-    ("a3", "TestControlledBlock", "self.locked(x, *args) +", "self.locked(x, *args).detach() +",
-     "what comes before it"),
-    ("a3", "TestConditionEncoder", "*layers, zero_conv(channels)",
-     "*layers, (conv := nn.Conv2d(channels, channels, 3, padding=1), [*map(nn.init.zeros_, conv.parameters())])[0]",
-     "how large is its kernel"),
-    ("a3", "TestConditionEncoder", "*layers, zero_conv(channels)", "*layers, nn.Conv2d(channels, channels, 1)",
-     "exactly x"),
-    ("a3", "TestConditionEncoder", "*layers, zero_conv(channels)", "*layers, zero_conv(channels), nn.SiLU()",
-     "nothing follows"),
-    ("a3", "TestConditionEncoder", "*layers, zero_conv(channels)",
-     "*layers[:-2], zero_conv(channels // 2, channels), nn.SiLU(), zero_conv(channels)", "in series"),
-    ("a3", "TestControlNet", "rest(first + hint,", "rest(first,", "no difference to the middle"),
-    ("a3", "TestControlNet", "[zero(skip) for zero", "[skip for zero", "residuals are zero"),
-    ("a3", "TestControlNet", "zip(self.zero_skips, skips)", "zip(self.zero_skips[::-1], skips)", "zero convolution i"),
-    ("a3", "TestControlNet", "self.encoder.embed(t, prompt)", "self.encoder.embed(t, 0 * prompt)", "x_t, t and prompt"),
-    ("a3", "TestResiduals", "zip(skips, control.skips", "zip(skips, control.skips[::-1]", "which one is first"),
-    ("a3", "TestResiduals", "middle + control.middle", "middle", "middle is added"),
-    ("a3", "TestResiduals", "middle + control.middle", "middle + control.middle.detach()", "detached"),
-    ("a3", "TestResiduals", "skips = [skip + residual",
-     "skips, _ = self.encoder.rest(skips[0] + control.skips[0], emb, words)\n            skips = [skip + residual",
-     "running encoder"),
-    ("a3", "TestSum", "[a + b for a, b", "[(a + b) / 2 for a, b", "one by one"),
-    ("a3", "TestSum", "other == 0", "False", "int"),
-    ("a3", "TestSum", "Control([scale * skip for skip", "Control([(scale or 1) * skip for skip", "strength 0"),
-    ("a3", "TestSum", "Control([scale * skip for skip in self.skips], scale * self.middle)",
-     "[*map(lambda x: x.mul_(scale), [*self.skips, self.middle])] and self", "the control that it is given"),
-    ("a3", "TestSum", "self.skips], scale * self.middle", "self.skips], self.middle", "every skip and to the middle"),
-
-    ("a4", "TestDepth", "squared.sqrt() / RELIEF", "squared / RELIEF", "two and three"),
-    ("a4", "TestDepth", "(place[:, None] - place).square()", "(place[:, None] - place).abs()", "two and three"),
-    ("a4", "TestDepth", "where(mask(images).bool(), math.inf", "where(images > 0, math.inf", "`mask` finds it"),
-    ("a4", "TestDepth", "(squared.sqrt() /", "(squared.nan_to_num(posinf=0.0).sqrt() /", "no background is near"),
-    ("a4", "TestDepthError", "((found > 0) | (given > 0))", "(found >= 0)", "only pixels"),
-    ("a4", "TestDepthError", "flatten(1).sum(1) / either.clamp(min=1)", "sum() / either.sum().clamp(min=1)",
-     "counts alike"),
-    ("a4", "TestDepthError", "    given = _checked(depths, found, \"depths\")", "    given = depths", "ValueError"),
-    ("a4", "TestCondition", "return maps * grid", "return maps", "this is mask"),
-    ("a4", "TestCondition", "return maps * grid", "return 2 * maps * grid - 1", "maps lie in [0, 1]"),
-    ("a4", "TestCondition", "return maps * grid", "return maps * grid * maps.mean()", "run over all images"),
-    ("a4", "TestCondition", "return maps * grid", "return maps * torch.rand_like(maps)", "random"),
-    ("a4", "TestCondition", "return maps * grid", "return maps.amax((2, 3), keepdim=True) * grid", "different maps"),
-    ("a4", "TestCondition", "return maps * grid", "return maps.mean((2, 3))", "(B, K, H, W)"),
-    ("a4", "TestCondition", "return maps * grid",
-     "return __import__('minicnet.conditions', fromlist=['depth']).depth(images)", "this is depth"),
-    ("a4", "TestMeasure", "(2 * both / all_dots.clamp(min=1)).where(all_dots > 0",
-     "(both / maps.sum((1, 2, 3)).clamp(min=1)).where(maps.sum((1, 2, 3)) > 0", "too much must count"),
-    ("a4", "TestMeasure", "all_dots > 0, 1.0)", "all_dots > 0, 0.0)", "their own maps perfectly"),
-    ("a4", "TestMeasure", "(2 * both / all_dots.clamp(min=1))", "(both / all_dots.clamp(min=1))", "instead of 1"),
-    ("a4", "TestMeasure", "(found * maps).sum((1, 2, 3)), (found + maps)",
-     "(found == maps).sum((1, 2, 3)) / 2, torch.ones_like(found)", "hide the rest"),
-    ("a4", "TestMeasure", "(found * maps).sum((1, 2, 3)), (found + maps).sum((1, 2, 3))",
-     "(found * maps).sum()[None], (found + maps).sum()[None]", "first compare each image"),
-    ("a4", "TestMeasure", "all_dots.clamp(min=1)).where(all_dots > 0, 1.0)", "all_dots)", "divided by zero"),
-    ("a4", "TestTraining", "condition_channels=K", "condition_channels=2", "any number of channels"),
-    ("a4", "TestTraining", "(net, condition(x_0), 1)", "(net, condition(x_0), 0.5)", "at strength 1"),
-    ("a4", "TestTraining", "        under_net = controlled(unet, [(net, condition(x_0), 1)])\n"
-     "        return lambda x_t, t: under_net(x_t, t, prompt)", "        return lambda x_t, t: controlled(unet, "
-     "[(net, condition(x_t.clamp(-1, 1)), 1)])(x_t, t, prompt)", "the noisy one"),
-    ("a4", "TestTraining", "under_net(x_t, t, prompt)",
-     "unet(x_t, t, prompt, control=net(x_t, 0 * t, prompt, condition(x_0)))", "told of t and prompt"),
-    ("a4", "TestTraining", "under_net(x_t, t, prompt)",
-     "unet(x_t, t, prompt, control=net(x_t, t, 0 * prompt, condition(x_0)))", "told of t and prompt"),
-    ("a4", "TestTraining", "under_net(x_t, t, prompt)",
-     "unet(x_t, t, prompt, control=net(x_t, t, prompt, hint=net.encode(condition(x_0)).detach()))", "cut off"),
-    ("a4", "TestWithEdges", "x_T, controls)", "x_T, controls, steps=50)", "number of steps"),
-    ("a4", "TestWithEdges", "canny(edge_images)", "canny(own_images)", "given for *them*"),
-    ("a4", "TestWithEdges", "condition(own_images), own_strength)", "condition(own_images), own_strength or 1)",
-     "a number like any other"),
-    ("a4", "TestWithEdges", "controls = [(own_net, condition(own_images), own_strength), (", "controls = [(",
-     "left alone"),
+# Solutions with one conceptual mistake: assignment, class of tests, a part of the library, and what
+# it becomes. The first entries of each assignment once had full points.
+WRONG = [
+    ("a1", "TestAddNoise", "return signal * x_0 + noise * eps",
+     "return signal * x_0 + self.sqrt_one_minus_alpha_bar[t] * eps"),
+    ("a1", "TestPredictX0", "return (x_t - noise * eps) / signal",
+     "return (x_t - self.sqrt_one_minus_alpha_bar[t] * eps) / signal"),
+    ("a1", "TestDDIM", "        if eta > 0:\n            x_t = x_t + sigma * _noise_like",
+     "        if True:\n            x_t = x_t + sigma * _noise_like"),
+    ("a1", "TestDDPM", "        if t > 0:\n            noise = _noise_like(x_t, generator)\n",
+     "        noise = _noise_like(x_t, generator)\n        if t > 0:\n"),
+    ("a1", "TestLoss", "v_error.square().mean()", "v_error.abs().mean()"),
+    ("a1", "TestAlphaBar", "alpha.cumprod(0)", "1 - beta.cumsum(0)"),
+    ("a1", "TestPredictEps", "return noise * x_t + signal * v", "return signal * x_t + noise * v"),
+    ("a1", "TestDDPM", "posterior_variance[t].sqrt() *", "posterior_variance[t] *"),
+    ("a1", "TestDDIM", "eps = (x_t - schedule.sqrt_alpha_bar[t] * x_0) / schedule.",
+     "eps = eps_model(x_t, torch.full((len(x_t),), t)) + 0 / schedule."),
+    ("a1", "TestGuidance", "return without + w *", "return eps_cond(x_t, t) + w *"),
+    ("a2", "TestAttentionWeights", "q = q.unflatten(-1, (heads, -1)).transpose(1, 2)",
+     "q = q.reshape(len(q), heads, q.shape[1], -1)"),
+    ("a2", "TestAttentionWeights", "math.sqrt(q.shape[-1])", "math.sqrt(heads * q.shape[-1])"),
+    ("a2", "TestAttend", "(weights @ v).transpose(1, 2).flatten(2)",
+     "(weights @ v).reshape(len(v), -1, 8)"),
+    ("a2", "TestResBlock", "return self.shortcut(x) + h", "return h"),
+    ("a2", "TestCrossAttention", "self.heads, words.mask", "self.heads"),
+    ("a2", "TestSelfAttention", "q, k, v = self.qkv(locations)", "k, q, v = self.qkv(locations)"),
+    ("a2", "TestDecoder", "reversed(skips)", "skips"),
+    ("a2", "TestTimestepEmbedding", "/ (dim // 2)\n", "/ dim\n"),
+    ("a2", "TestRest", "        skips = [h]", "        skips = [h, h][:1] * 2"),
+    ("a3", "TestControlNet", "*self.encoder.embed(t, prompt))",
+     "*(lambda emb, words: (emb.detach(), words))(*self.encoder.embed(t, prompt)))"),
+    ("a3", "TestControlNet", "*self.encoder.embed(t, prompt))",
+     "*(lambda e, w: (e, w._replace(vectors=w[0].detach())))(*self.encoder.embed(t, prompt)))"),
+    ("a3", "TestControlledBlock", "self.locked(x, *args) + self.zero_out(self.copy(",
+     "self.copy(x, *args) + self.zero_out(self.locked("),
+    ("a3", "TestControlledBlock", "self.copy(x + self.zero_in(c), *args)",
+     "self.locked(x + self.zero_in(c), *args)"),
+    ("a3", "TestZero", "    return conv\n", "    return conv.requires_grad_(False)\n"),
+    ("a3", "TestFreeze", "module.eval().requires_grad_(False)", "module.requires_grad_(False)"),
+    ("a3", "TestTrainableCopy", "copy.deepcopy(module).train().requires_grad_(True)",
+     "copy.deepcopy(module).train()"),
+    ("a3", "TestZeroConvs", "zip(self.skips, skips, strict=True)", "zip(self.skips[::-1], skips)"),
+    ("a3", "TestConditionEncoder", "            nn.SiLU(),\n            zero_conv(channels),",
+     "            zero_conv(channels),\n            nn.SiLU(),"),
+    ("a3", "TestResiduals", "middle + control.middle", "middle + control.middle.detach()"),
+    ("a3", "TestSum", "[a + b for a, b", "[(a + b) / 2 for a, b"),
+    ("a4", "TestCondition", "    return maps * grid", "    return canny(images).roll(1, 3)"),
+    ("a4", "TestCondition", "    return maps * grid",
+     "    return torch.nn.functional.max_pool2d(maps, 3, 1, 1)"),
+    ("a4", "TestDepth", "    return (squared.sqrt() / RELIEF)", """
+    area, found = mask(images), torch.zeros_like(images[:, :1])
+    y, x = (torch.arange(n).float() for n in area.shape[2:])
+    for i in range(len(y)):
+        for j in range(len(x)):
+            apart = ((y - i).square()[:, None] + (x - j).square()).sqrt()
+            found[..., i, j] = torch.where(area > 0, math.inf, apart).amin((2, 3))
+    squared = found.square()
+    return (squared.sqrt() / RELIEF)"""),
+    ("a4", "TestDepthError", "((found > 0) | (given > 0))", "(found >= 0)"),
+    ("a4", "TestMeasure", "(found + maps).sum((1, 2, 3))", "(2 * maps).sum((1, 2, 3))"),
+    ("a4", "TestTraining", "condition_channels=K", "condition_channels=2"),
+    ("a4", "TestTraining", "(net, condition(x_0), 1)", "(net, condition(x_0), 0.5)"),
+    ("a4", "TestWithEdges", "canny(edge_images)", "canny(own_images)"),
 ]
 
-# Python starts and imports torch once, and the tests of an assignment are collected once. Then the process forks for
-# each solution, and the children run the tests: in a folder where minicnet/ holds that solution.
+# One process imports torch and collects the tests of an assignment once. It forks for each
+# solution, and the child puts the solution's code into the library's functions. This has the effect
+# of replacing the file, and takes a tenth of the time.
 FORKS = """
-import gc, json, os, sys
-import pytest, torch, tqdm.auto
+import gc, importlib, json, os, resource, sys, types
+import pytest
 
-def in_child():
-    child = os.fork()
-    if child:
-        os.waitpid(child, 0)
-    return child == 0
+name, out, solutions = json.load(sys.stdin)
+sys.path[:0] = [os.getcwd(), "notebooks/assignments"]
+
+def function(module, path):
+    for part in path.split("."):
+        module = getattr(module, part)
+    while hasattr(module, "__wrapped__"):
+        module = module.__wrapped__
+    return module
+
+def put(file, text, functions):
+    dotted = file.removesuffix(".py").replace("/", ".").removeprefix("notebooks.assignments.")
+    old = importlib.import_module(dotted)
+    new = types.ModuleType(dotted)
+    exec(compile(text, old.__file__, "exec"), vars(new))
+    for path in functions:
+        function(old, path).__code__ = function(new, path).__code__
 
 class Forks:
-    def __init__(self, solutions):
-        self.solutions = solutions
-
-    @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session):
         everything = list(session.items)
-        gc.freeze()  # children need not look through all that torch brought
         session.items.clear()
-        for folder, tests in self.solutions:
-            if in_child():
-                os.chdir(folder)
-                sys.path.insert(0, folder)
-                sys.platform = "fork"  # this process is for one solution only: no need of one more for each test
-                session.items += [item for item in everything if tests in item.nodeid]
-                break
+        plugins = session.config.pluginmanager.get_plugins()
+        scores = next(plugin for plugin in plugins if type(plugin).__name__ == "Scores")
+        gc.freeze()
+        for number, (files, only, stop) in enumerate(solutions):
+            child = os.fork()
+            if child:
+                os.waitpid(child, 0)
+                continue
+            resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+            scores.path = f"{out}/{number}.json"
+            session.items += [item for item in everything if only in item.nodeid]
+            scores.tests = {item.nodeid: scores.tests[item.nodeid] for item in session.items}
+            scores.write()
+            for file, text, functions in files:
+                put(file, text, functions)
+            sys.platform = "fork"  # this process serves one solution, so no test needs its own
+            session.config.option.maxfail = stop
+            return
 
-for tree, test_file, solutions in json.load(sys.stdin):
-    if in_child():
-        os.chdir(tree)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        arguments = ["-q", "--tb=native", "-p", "no:cacheprovider", "--points", "results.json", test_file]
-        pytest.main(arguments, plugins=[Forks(solutions)])
-        os._exit(0)
+os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+pytest.main(["-q", "--tb=native", "-p", "no:cacheprovider", "--points", f"{out}/all.json",
+             f"tests/assignments/test_{name}.py"], plugins=[Forks()])
 """
+
+
+def run_tests(name, folder, solutions):
+    """Run an assignment's tests on solutions: [({file: text}, part of the tests' names, stop at)].
+
+    Returns the entries of results.json for each.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = [([(file, text, [blank.function for blank in ASSIGNMENTS[name][file]])
+              for file, text in files.items()], only, stop) for files, only, stop in solutions]
+    subprocess.run([sys.executable, "-c", FORKS], input=json.dumps([name, str(folder), jobs]),
+                   text=True, env=QUIET, cwd=ROOT, check=False, stderr=subprocess.DEVNULL,
+                   timeout=1200)
+    return [json.loads((folder / f"{number}.json").read_text())["tests"]
+            for number in range(len(solutions))]
+
+
+def points(tests):
+    return sum(test["score"] for test in tests), sum(test["max_score"] for test in tests)
 
 
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory):
-    """A student repository of each assignment."""
+    """Return a folder with a student's repository for each assignment."""
     folder = tmp_path_factory.mktemp("students")
     for name in ASSIGNMENTS:
-        make_student(name, folder / name)
+        make_tree(name, folder / name)
     return folder
 
 
-def write(tree, assignment, bodies):
-    """The files to hand in, as {file: text}, with these functions written, and all others still blank."""
+def written(tree, name, bodies):
+    """Return the files to hand in, {file: text}: a student's tree with these functions written."""
     files = {}
-    for file, blanks in ASSIGNMENTS[assignment].items():
+    for file, blanks in ASSIGNMENTS[name].items():
         text = (tree / file).read_text()
-        for function in (b.function for b in blanks if b.function in bodies):
+        for blank in blanks:
+            if blank.function not in bodies:
+                continue
             scope = ast.parse(text)
-            for name in function.split("."):
-                scope = next(node for node in scope.body if getattr(node, "name", None) == name)
+            for part in blank.function.split("."):
+                scope = next(node for node in scope.body if getattr(node, "name", "") == part)
             lines = text.splitlines()
-            at = next(i for i in range(scope.lineno, scope.end_lineno) if "your code: about" in lines[i])
-            indent = lines[at][: len(lines[at]) - len(lines[at].lstrip())]
-            lines[at] = textwrap.indent(textwrap.dedent(bodies[function]).strip(), indent)
+            at = next(i for i in range(scope.lineno, scope.end_lineno)
+                      if "your code: about" in lines[i])
+            indent = lines[at][:len(lines[at]) - len(lines[at].lstrip())]
+            body = textwrap.dedent(bodies[blank.function]).strip()
+            lines[at] = textwrap.indent(body, indent)
             text = "\n".join(lines) + "\n"
         files[file] = text
     return files
 
 
-def spoilt(assignment, old, new):
-    """The library's files of an assignment, as {file: text}, with a part of a solution replaced."""
-    texts = {file: (ROOT / file).read_text() for file in ASSIGNMENTS[assignment]}
-    file = next((file for file, text in texts.items() if text.count(old) == 1), None)
-    assert file, f"{old} stands nowhere, or twice: mend WRONG"
-    return {**texts, file: texts[file].replace(old, new)}
-
-
-def run_tests(trees, folder, solutions):
-    """Runs tests on solutions: [(assignment, a part of the tests' names, {file: text})] -> the results of each."""
-    jobs = {name: [str(trees / name), f"tests/assignments/test_{name}.py", []] for name in ASSIGNMENTS}
-    for number, (assignment, tests, files) in enumerate(solutions):
-        shutil.copytree(trees / assignment / "minicnet", folder / str(number) / "minicnet",
-                        ignore=shutil.ignore_patterns("weights", "playground"))
-        for file, text in files.items():
-            (folder / str(number) / file).parent.mkdir(parents=True, exist_ok=True)
-            (folder / str(number) / file).write_text(text)
-        jobs[assignment][2].append((str(folder / str(number)), tests))
-    subprocess.run([sys.executable, "-c", FORKS], input=json.dumps([*jobs.values()]), text=True, env=QUIET, check=True,
-                   timeout=1200)
-    return [json.loads((folder / str(number) / "results.json").read_text())["tests"]
-            for number in range(len(solutions))]
-
-
-def points(results):
-    return sum(test["score"] for test in results), sum(test["max_score"] for test in results)
-
-
-@pytest.fixture(scope="module")
-def results(trees, tmp_path_factory):
-    """Of all solutions, run at once: (assignment, "blank" or "right") or one of WRONG -> its tests."""
-    solutions = {(name, kind): (name, "", write(trees / name, name, bodies))
-                 for name in ASSIGNMENTS for kind, bodies in (("blank", {}), ("right", RIGHT[name]))}
-    solutions |= {wrong: (*wrong[:2], spoilt(wrong[0], *wrong[2:4])) for wrong in WRONG}
-    return dict(zip(solutions, run_tests(trees, tmp_path_factory.mktemp("solutions"), solutions.values())))
+def replaced(name, old, new):
+    """Return the file of the library in which `old` stands, with `new` instead: {file: text}."""
+    texts = {file: (ROOT / file).read_text() for file in ASSIGNMENTS[name]}
+    found = [file for file, text in texts.items() if text.count(old) == 1]
+    assert len(found) == 1, f"{old!r} must stand in one place: correct WRONG"
+    return {found[0]: texts[found[0]].replace(old, new)}
 
 
 @pytest.mark.slow
-def test_students_begin_with_nothing_and_a_right_solution_earns_everything(results):
-    for name, most in zip(ASSIGNMENTS, (30, 30, 40, 30), strict=True):
-        blank, right = results[name, "blank"], results[name, "right"]
-        assert points(blank) == (0, most)
-        assert all(test["output"].startswith("not written yet (") for test in blank)
-        assert points(right) == (most, most), [test for test in right if test["output"]]
+@pytest.mark.parametrize("name", ASSIGNMENTS)
+def test_solutions_earn_what_they_deserve(trees, tmp_path, name):
+    wrong = [case for case in WRONG if case[0] == name]
+    solutions = [({}, "", 0), (written(trees / name, name, RIGHT[name]), "", 0)]
+    solutions += [(replaced(name, old, new), f"::{tests}::", 0) for _, tests, old, new in wrong]
+
+    library, right, *others = run_tests(name, tmp_path, solutions)
+
+    for tests in (library, right):
+        assert points(tests) == (40 if name == "a3" else 30,) * 2, \
+            [test for test in tests if test["output"]]
+    for case, tests in zip(wrong, others):
+        score, most = points(tests)
+        assert most - score >= most / 3, f"{case} loses {most - score} of {most} points"
+
+
+def planted(name):
+    """Yield (file, line, before, after, text) for each small mistake in a solution."""
+    from mutation import mutants
+    for file, blanks in ASSIGNMENTS[name].items():
+        source = (ROOT / file).read_text()
+        spans = [find(ast.parse(source), source, blank)[:2] for blank in blanks]
+        for line, before, after, text in mutants(source):
+            if any(start < line <= end for start, end in spans):
+                yield file, line, before, after, text
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: f"{wrong[1]} {wrong[4]}")
-def test_a_wrong_solution_loses_points_and_gets_a_hint(results, wrong):
-    failed = [test["output"] for test in results[wrong] if not test["score"]]
-    assert any(wrong[4] in output for output in failed), failed
+@pytest.mark.parametrize("name", ASSIGNMENTS)
+def test_planted_mistakes_lose_points(tmp_path, name):
+    """`pytest -rP` prints the survivors. README.md explains them."""
+    mistakes = list(planted(name))
+    results = run_tests(name, tmp_path, [({file: text}, "", 1) for file, *_, text in mistakes])
+    survivors = [mistake[:4] for mistake, tests in zip(mistakes, results)
+                 if points(tests)[0] == points(tests)[1]]
+    print(f"{name}: {len(mistakes) - len(survivors)} of {len(mistakes)} lose points")
+    for survivor in survivors:
+        print("  {}:{}: {}   ->   {}".format(*survivor))
+    assert len(survivors) <= 0.05 * len(mistakes)
 
 
-def test_every_task_has_two_wrong_solutions():
-    tasks = [wrong[:2] for wrong in WRONG]
-    assert len(set(tasks)) == 7 + 6 + 8 + 6
-    assert all(tasks.count(task) >= 2 for task in tasks)
+# -- What students get -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("assignment", ASSIGNMENTS)
-def test_a_student_repository_holds_no_answer(trees, assignment):
-    tree = trees / assignment
-    names = {str(path.relative_to(tree)) for path in tree.rglob("*") if path.is_file()}
-    tools = {"make_student.py", "grade.py", "README.md"}
-    assert not {f"notebooks/assignments/{tool}" for tool in tools} & names and "tests/test_assignments.py" not in names
-    assert [name for name in names if "assignments/" in name and name.endswith(".ipynb")] == [
-        f"notebooks/assignments/{assignment}.ipynb"]
-    assert not (tree / ".git").exists()
-    for file, blanks in ASSIGNMENTS[assignment].items():
-        text, original = (tree / file).read_text(), (ROOT / file).read_text()
-        assert text.count("your code: about") == len(blanks)
-        assert f"tests/test_{Path(file).name}" not in names
-        gone = {line.strip() for line in original.splitlines()} - {line.strip() for line in text.splitlines()}
-        for name in names:
-            if name.endswith((".py", ".ipynb")):
-                other = (tree / name).read_text()
-                assert not [line for line in gone if len(line) > 30 and line in other], name
+@pytest.mark.parametrize("name", ASSIGNMENTS)
+def test_a_student_s_repository_holds_no_answer(trees, name):
+    assert find_leaks(name, trees / name) == []
+    files = {str(path.relative_to(trees / name)) for path in (trees / name).rglob("*")}
+    assert {file for file in files if "assignments/" in file} == {
+        f"notebooks/assignments/{name}.ipynb", "tests/assignments/checking.py",
+        "tests/assignments/conftest.py", f"tests/assignments/test_{name}.py",
+        *(file for file in ASSIGNMENTS[name] if "assignments/" in file)}
+    for file, blanks in ASSIGNMENTS[name].items():
+        assert (trees / name / file).read_text().count("your code: about") == len(blanks)
+    handout = (trees / name / f"notebooks/assignments/{name}.ipynb").read_text()
+    assert "lecturer" not in handout and '"outputs": [' in handout and "## Investigation" in handout
+    assert "image/png" not in handout
 
 
-def test_no_link_in_a_student_repository_leads_nowhere(trees):
-    for path in (file for name in ASSIGNMENTS for file in (trees / name).rglob("*.md")):
-        for place in re.findall(r"\]\(([^)#\s]+)", path.read_text("utf-8")):
-            assert "://" in place or (path.parent / place).exists(), f"{path}: {place}"
+def test_the_search_finds_planted_answers(trees, tmp_path):
+    make_tree("a1", tmp_path / "a1")
+    code = ast.unparse(ast.parse((ROOT / "minicnet/diffusion.py").read_text()))
+    line = next(line for line in code.splitlines() if "direction =" in line)
+    (tmp_path / "a1" / "renamed.py").write_text(line.strip().replace("sigma", "s"))
+    page = f"so:\n```python\nreturned = {line.split('=', 1)[1]}\n```"
+    (tmp_path / "a1" / "page.md").write_text(page)
+    (tmp_path / "a1" / "words.md").write_text("Guidance extrapolates.")
+    (tmp_path / "a1" / "clean.md").write_text("Guidance strengthens the prompt.")
+    found = {file for file, _ in find_leaks("a1", tmp_path / "a1")}
+    assert found == {"renamed.py", "page.md", "words.md"}
 
 
-def test_a_student_s_handout_has_its_written_questions_and_no_rubric(trees):
-    for name in ASSIGNMENTS:
-        handout = f"notebooks/assignments/{name}.ipynb"
-        cells = json.loads((ROOT / handout).read_text())["cells"]
-        assert any("*Rubric.*" in "".join(cell["source"]) for cell in cells)
-        text = (trees / name / handout).read_text()
-        assert "*Rubric" not in text and "lecturer" not in text and "## Investigation" in text
-        assert "## Written questions" in text or name == "a4"
+def test_the_plan_names_every_lesson_and_is_the_one_in_the_readme():
+    lessons = sorted(path.name[:2] for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    assert set(lessons) <= set(PLAN) and set(ASSIGNMENTS) <= set(PLAN)
+    weeks = re.findall(r"^\| \d+ \| (.*?) \| (.*?) \|", (TOOLS / "README.md").read_text(), re.M)
+    named = [word for week in weeks for cell in week
+             for word in re.findall(r"\b(0\d|a\d)\b", cell.lower())]
+    assert named == PLAN
 
 
 def test_handouts_are_kept_with_the_outputs_of_one_run():
@@ -504,45 +490,18 @@ def test_handouts_are_kept_with_the_outputs_of_one_run():
         cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
         assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), name
         assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)
-        assert not re.search(r"/(home|root|tmp|work|Users)/", path.read_text()), "an absolute path inside"
+        assert not any("execution" in cell.metadata for cell in cells)
+        assert not re.search(r"/(home|root|tmp|work|Users)/", path.read_text()), "absolute path"
         assert path.stat().st_size < 600_000, name
 
 
-@pytest.mark.parametrize("assignment, lessons", [("a2", ["03"]), ("a3", ["04", "05"])])
-def test_lessons_that_answer_a_written_question_are_left_out(trees, assignment, lessons):
-    kept = {path.name[:2] for path in (trees / assignment / "notebooks").glob("*.ipynb")}
-    assert "01" in kept and not kept & {*lessons, "07"}
-
-
-def test_no_lesson_that_is_kept_shows_a_removed_line(trees):
-    for name, files in ASSIGNMENTS.items():
-        removed = [squeezed(line) for file, blanks in files.items()
-                   for line in blank((ROOT / file).read_text(), blanks)[1]]
-        for path in (trees / name / "notebooks").glob("*.ipynb"):
-            cells = json.loads(path.read_text())["cells"]
-            text = squeezed("".join(
-                "".join(cell["source"]) + "".join(map(shown_text, cell.get("outputs", [])))
-                for cell in cells))
-            assert [line for line in removed if len(line) > 20 and line in text] == [], f"{name}: {path.name}"
-
-
-@pytest.mark.slow
-def test_other_tests_run_in_a_student_repository_or_say_what_they_need(trees):
-    use = "import torch\nfrom minicnet.unet import timestep_embedding\n{}timestep_embedding(torch.zeros(1), 4)\n"
-    (trees / "a2" / "tests" / "test_one.py").write_text("def test_one(): pass\n")
-    (trees / "a2" / "tests" / "test_two.py").write_text(use.format("def test_two(): "))
-    (trees / "a2" / "tests" / "test_three.py").write_text(use.format(""))
-    files = [f"tests/test_{name}.py" for name in ("one", "two", "three")]
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", *files],
-                          cwd=trees / "a2", env=QUIET, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and "1 passed, 2 skipped" in done.stdout, done.stdout
-    assert "needs a function that is yours to write" in done.stdout
-
-
 def test_a_folder_that_exists_is_not_touched(tmp_path):
-    done = subprocess.run([sys.executable, TOOLS / "make_student.py", "a1", tmp_path], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, TOOLS / "make_student.py", "a1", tmp_path],
+                          capture_output=True, text=True)
     assert done.returncode == 1 and "exists already" in done.stderr and not list(tmp_path.iterdir())
 
+
+# -- Grading -----------------------------------------------------------------------------------
 
 ENDLESS = """
 while True:
@@ -558,38 +517,67 @@ for path in (".", "..", *Path(__file__).parents[:2]):
 """
 
 
+def hand_in(folder, files):
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
 @pytest.mark.slow
 def test_submissions_are_graded_whatever_they_do(trees, tmp_path):
-    def handed_in(**bodies):
-        return write(trees / "a2", "a2", bodies)
-
-    right, blank = handed_in(**RIGHT["a2"]), handed_in()
-    faults = handed_in(**{**RIGHT["a2"], "Encoder.rest": ENDLESS, "timestep_embedding": "import os\nos._exit(0)",
-                          "Decoder.forward": "raise SystemExit('bye')"})
+    right = {Path(file).name: text
+             for file, text in written(trees / "a2", "a2", RIGHT["a2"]).items()}
+    faults = written(trees / "a2", "a2", {
+        **RIGHT["a2"], "Encoder.rest": ENDLESS, "timestep_embedding": "import os\nos._exit(0)",
+        "Decoder.forward": "raise SystemExit('bye')"})
     submissions = {  # what is handed in, its points, and parts of the remarks
-        "1-right": ({Path(file).name: text for file, text in right.items()}, 30, []),
-        "2-nothing": ({}, 0, ["no unet.py was handed in"]),
-        "3-faults": (faults, 18, ["does not end", "Python itself was ended", "SystemExit"]),
-        "4-syntax": ({**right, "minicnet/unet.py": "def broken(:\n"}, 8, ["SyntaxError"]),
-        "5-deletes": ({**right, "minicnet/unet.py": DELETES + right["minicnet/unet.py"]}, None, []),
-        "6-one-file": ({"words.py": right["minicnet/words.py"]}, 8, ["no unet.py was handed in"]),
-        "7-cheats": ({**blank, "tests/assignments/test_a2.py": "def test_all(): pass\n",
-                      "conftest.py": "raise SystemExit\n"}, 0, ["not written yet"])}
+        "1-right": (right, 30, []),
+        "2-faults": (faults, 20, ["does not end", "Python itself was ended", "SystemExit"]),
+        "3-syntax": ({**right, "unet.py": "def broken(:\n"}, 9, ["SyntaxError"]),
+        "4-import": ({**right, "words.py": right["words.py"] + "\n1 / 0\n"}, 21, ["ZeroDivision"]),
+        "5-deletes": ({**right, "unet.py": DELETES + right["unet.py"]}, None, []),
+        "6-cheats": ({"tests/assignments/test_a2.py": "def test_all(): pass\n",
+                      "conftest.py": "raise SystemExit\n"}, 0, ["no unet.py", "not written yet"])}
     for student, (files, _, _) in submissions.items():
-        (tmp_path / "submissions" / student).mkdir(parents=True)
-        for name, text in files.items():
-            (tmp_path / "submissions" / student / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / "submissions" / student / name).write_text(text)
-    (tmp_path / "submissions" / "a loose file.txt").touch()
+        hand_in(tmp_path / "submissions" / student, files)
 
     grade.main(["a2", str(tmp_path / "submissions"), str(tmp_path / "grades.csv")])
 
     with open(tmp_path / "grades.csv", newline="") as file:
         rows = {row["student"]: row for row in csv.DictReader(file)}
     assert list(rows) == list(submissions)
-    for student, (files, expected, remarks) in submissions.items():
+    for student, (_, expected, remarks) in submissions.items():
         total = int(rows[student]["total"])
         assert total == expected or expected is None and 0 <= total <= 30, rows[student]
-        assert all(remark in rows[student]["remarks"] for remark in remarks)
-        assert all((tmp_path / "submissions" / student / name).read_text() == text for name, text in files.items())
-    assert rows["1-right"]["remarks"] == "" and rows["1-right"]["3. attention_weights and attend"] == "8"
+        assert all(remark in rows[student]["remarks"] for remark in remarks), rows[student]
+    assert rows["1-right"]["remarks"] == "" and rows["1-right"]["4. attend"] == "3"
+
+
+@pytest.mark.slow
+def test_the_gradescope_archive_grades_in_an_empty_folder(trees, tmp_path):
+    make_student.make_archive("a1", trees / "a1", tmp_path / "autograder.zip")
+    right = written(trees / "a1", "a1", RIGHT["a1"])["minicnet/diffusion.py"]
+    wrong = right.replace("torch.sqrt(left) * x_0", "left * x_0")
+    submissions = {30: {"diffusion.py": right}, 26: {"diffusion.py": wrong}, 0: {}}
+    for score, submission in submissions.items():
+        home = tmp_path / str(score)
+        for folder in ("source", "submission", "results"):
+            (home / folder).mkdir(parents=True)
+        shutil.unpack_archive(tmp_path / "autograder.zip", home / "source")
+        hand_in(home / "submission", submission)
+        subprocess.run(["bash", home / "source/run_autograder"], cwd=home, check=True, timeout=300,
+                       env={**QUIET, "AUTOGRADER": str(home)})
+        answer = json.loads((home / "results/results.json").read_text())
+        assert points(answer["tests"]) == (score, 30), answer
+        keys = {"name", "score", "max_score", "output"}  # those that Gradescope documents
+        assert all(set(test) == keys for test in answer["tests"])
+        assert ("no diffusion.py was handed in" in answer["output"]) == (not submission)
+
+
+def test_the_gradescope_archive_has_its_scripts_at_the_top(trees, tmp_path):
+    make_student.make_archive("a2", trees / "a2", tmp_path / "autograder.zip")
+    with zipfile.ZipFile(tmp_path / "autograder.zip") as archive:
+        for script in ("setup.sh", "run_autograder"):
+            assert archive.getinfo(script).external_attr >> 16 & 0o111
+            assert archive.read(script).startswith(b"#!/usr/bin/env bash\n")
+        assert "student/tests/assignments/test_a2.py" in archive.namelist()

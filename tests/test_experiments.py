@@ -1,334 +1,345 @@
-"""What experiments share: rows and networks that are kept as long as they are what the code would make, and the README.
+"""The lab: statistics, rules and verdicts, keeping and finding again, networks, and the page."""
 
-The bases are tiny ones of random weights, so that no test depends on those that travel with the repository.
-"""
-
+import dataclasses
 import functools
 import importlib
 import json
-import math
-import shutil
+import sys
 from pathlib import Path
 
-import matplotlib.image
+import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from minicnet import experiments
-from minicnet.checkpoints import WEIGHTS, CheckpointError, fingerprint, save_checkpoint
-from minicnet.colours import colourise
-from minicnet.conditions import canny
-from minicnet.controlnet import ControlNet, freeze
-from minicnet.digits import describe_digits, draw_digits
-from minicnet.experiments import all as all_experiments
-from minicnet.experiments import cost, judging
-from minicnet.experiments import lab as lab_module
-from minicnet.experiments.judging import across_seeds, clearly_better, mean
-from minicnet.experiments.lab import Lab, control_eps, experiment
+from minicnet.checkpoints import fingerprint, save_checkpoint
+from minicnet.controlnet import ControlNet, controlled
+from minicnet.experiments import all as every
+from minicnet.experiments import claim as claims
+from minicnet.experiments import lab, networks, stats
+from minicnet.experiments.claim import Arm, Better, Claim, Fit, Headroom, Same, Use
+from minicnet.experiments.measures import MEASURES, jackknife
+from minicnet.publish import claims as page
+from minicnet.sampling import seeded_noise
 from minicnet.unet import UNet
-from minicnet.words import VOCABULARY
+from minicnet.words import tokenize
 
-CPU = torch.device("cpu")
-FOLDER = Path(experiments.__file__).parent
-TINY = dict(seeds=[0, 1], steps=2, batch_size=2, drop_prompts=0.5, looks=2, images=4, reference=70, classifier_steps=3,
-            sampling_steps=2)
+# -- Statistics --------------------------------------------------------------------------------
 
 
-@functools.cache
-def digits(name, split):
-    """70 digits of a dataset that is drawn or coloured-drawn, or 70 of no kind: images, labels, captions."""
-    if name == "cifar10":
-        return torch.rand(70, 3, 32, 32) * 2 - 1, torch.arange(70) % 10, ["a horse"] * 70
-    images, labels = draw_digits(70, seed=len(split))
-    if name == "drawn":
-        return images, labels, describe_digits(70, seed=len(split))[0]
-    images, prompts = colourise(images, labels, seed=len(split))
-    return images, labels, prompts
+def coverage(T, I, training_spread, repeats=120):
+    """How often does the interval hold the true difference, which is 0, in simulated experiments?
+
+    training_spread: the standard deviation that another training adds; that of an image is 1.
+    """
+    generator = np.random.default_rng(0)
+    hits = 0
+    for _ in range(repeats):
+        table = (training_spread * generator.normal(size=(T, 1))
+                 + (generator.normal(size=(1, I)) + generator.normal(size=(T, I))) / 2**0.5)
+        found = stats.interval(table, 0.0)
+        hits += found.low <= 0 <= found.high
+    return hits / repeats
+
+
+@pytest.mark.parametrize("training_spread", [0, 0.1, 0.3])
+def test_an_interval_over_trainings_and_images_holds_the_true_difference(training_spread):
+    assert coverage(3, 48, training_spread) >= 0.92
+    assert coverage(5, 48, training_spread) >= 0.92
+
+
+def test_an_interval_of_a_single_training_speaks_of_images_alone():
+    assert coverage(1, 48, 0) >= 0.88
+    assert coverage(1, 48, 0.5) < 0.7
+
+
+def test_intervals_are_computed_in_float64():
+    ours = np.full((3, 8), 1 + 1e-12)
+    found = stats.interval(ours.tolist(), np.ones((1, 8)).tolist())
+    assert 0 < found.low and found.by == pytest.approx(1e-12, rel=1e-3)
+
+
+def test_the_jackknife_removes_the_bias_of_a_small_sample():
+    values = torch.randn(40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = jackknife(lambda kept: values[kept].var(correction=0).item(), 40)
+    assert np.mean(found) == pytest.approx(values.var().item(), rel=0.02)
+
+
+# -- Rules and verdicts ------------------------------------------------------------------------
+
+
+def make_claim(*tests, headroom=None, **other):
+    arms = {name: Arm(name) for name in ("base", "good", "poor", "real")}
+    settings = dict(short="It is so.", quote="It is so.", source="section 0", whose="the paper",
+                    testbeds=(("digits", "muon"),), why="Because.", dated="2026-01-01")
+    return Claim(arms=arms, tests=tests, headroom=headroom or {}, **settings | other)
+
+
+def tables(spread=0.02, measure="strict_f1", **means):
+    """Three trainings of 64 images, with the mean of each arm."""
+    noise = np.random.default_rng(0).normal(size=(3, 64)) * spread
+    return {name: {measure: (value + (noise if name == "good" else noise[::-1])).tolist()}
+            for name, value in means.items()}
+
+
+FOUND = tables(base=0.3, good=0.6, poor=0.5, real=1.0)
+
+
+@pytest.mark.parametrize("tests, verdict", [
+    ([Better("good", "poor", "strict_f1", by=0.05)], "reproduced"),
+    ([Better("poor", "good", "strict_f1")], "not reproduced"),
+    ([Better("good", "poor", "strict_f1"), Same("good", "poor", "strict_f1", within=0.05)],
+     "mixed"),
+    ([Same("good", "poor", "strict_f1", within=0.1)], "cannot tell"),
+    ([Better("good", "poor", "strict_f1", by=0.1)], "cannot tell"),
+    ([Better("poor", "good", "strict_f1", by=-0.2)], "reproduced"),
+    ([Better("poor", "good", "strict_f1", by=-0.05)], "not reproduced"),
+    ([Better("good", 0.5, "strict_f1", by=0.05)], "reproduced"),
+    ([Better("good - base", "poor - base", "strict_f1", by=0.05)], "reproduced"),
+])
+def test_verdicts_follow_from_declared_tests(tests, verdict):
+    found = tables(base=0.3, good=0.6, poor=0.5001, real=1.0)
+    assert make_claim(*tests).judge(found)[0] == verdict
+
+
+def test_where_less_is_better_the_lower_arm_leads():
+    found = tables(measure="frechet", good=2.0, poor=3.0)
+    claim = make_claim(Better("good", "poor", "frechet", by=0.5))
+    verdict, outcomes = claim.judge(found)
+    assert verdict == "reproduced"
+    assert outcomes[0].difference.by == pytest.approx(-1, abs=0.01)
+
+
+def test_a_saturated_measure_cannot_tell():
+    room = {"strict_f1": Headroom("base", "real", bad="base")}
+    test = Better("good", "poor", "strict_f1")
+    assert make_claim(test, headroom=room).judge(FOUND)[0] == "reproduced"
+    full = tables(base=0.3, good=0.99, poor=0.9, real=1.0)
+    verdict, outcomes = make_claim(test, headroom=room).judge(full)
+    assert verdict == "cannot tell" and "of the way from floor" in outcomes[0].why
+
+
+def test_a_measure_that_does_not_show_a_bad_arm_to_be_bad_cannot_tell():
+    room = {"strict_f1": Headroom("base", "real", bad="base")}
+    blind = tables(base=0.6, good=0.6, poor=0.5, real=1.0)
+    verdict, outcomes = make_claim(
+        Better("good", "poor", "strict_f1"), headroom=room).judge(blind)
+    assert verdict == "cannot tell" and "base" in outcomes[0].why
+
+
+def test_an_open_test_is_no_obstacle_where_it_could_not_change_the_verdict():
+    open_, holds, fails = (Same("good", "poor", "strict_f1", within=0.1),
+                           Better("good", "poor", "strict_f1"), Better("poor", "good", "strict_f1"))
+    assert make_claim(open_, holds, fails).judge(FOUND)[0] == "mixed"
+    assert make_claim(open_, holds).judge(FOUND)[0] == "cannot tell"
+
+
+def test_a_rule_is_bound_to_its_quote_tests_and_date_and_to_nothing_else():
+    test = Better("good", "poor", "strict_f1", by=0.02)
+    rule = make_claim(test).rule
+    assert make_claim(test, why="Another reason.").rule == rule
+    assert rule not in {make_claim(test, quote="It is not so.").rule,
+                        make_claim(test, dated="2026-01-02").rule,
+                        make_claim(Better("good", "poor", "strict_f1", by=0.03)).rule}
+    assert test.text({"good": "zero", "poor": "Gaussian"}) == (
+        "zero: strict edge-F1 at least 0.02 higher than Gaussian, and the interval excludes 0")
+
+
+@pytest.mark.parametrize("name", every.NAMES)
+def test_every_claim_is_declared_in_full(name):
+    claim = importlib.import_module(f"minicnet.experiments.{name}").CLAIM
+    assert claim.whose in page.WHOSE and claim.quote and claim.why and claim.tests
+    named = {part for test in claim.tests for side in (test.ours, test.theirs)
+             if isinstance(side, str) for part in side.split(" - ")}
+    for measure, room in claim.headroom.items():
+        assert measure in claim.measured
+        named |= {name for name in (room.floor, room.ceiling, room.bad) if isinstance(name, str)}
+    named |= {arm for arm, _ in claim.paper}
+    assert named <= set(claim.arms)
+    assert set(claim.measured) <= set(MEASURES)
+
+
+def test_every_claim_has_a_place_in_the_list():
+    folder = Path(lab.__file__).parent
+    files = {path.stem for path in folder.glob("*.py") if "CLAIM = Claim(" in path.read_text()}
+    assert files == set(every.NAMES)
+
+
+# -- The lab -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory, randomised):
-    """The folder of three tiny bases, each with two controls."""
+    """Three tiny bases with random weights, and controls for them, where a lab looks for them."""
     folder = tmp_path_factory.mktemp("weights")
-    for base, channels, dataset, side in (("digits", 1, "drawn", 28), ("coloured", 3, "coloured-drawn", 28),
-                                          ("cifar10", 3, "cifar10", 32)):
-        unet = randomised(UNet(in_channels=channels, channels=8, multipliers=(1,), patch=4), std=0.1)
+    for base, dataset, channels, side in (("digits", "drawn", 1, 28), ("cifar10", "cifar10", 3, 32),
+                                          ("coloured", "coloured-drawn", 3, 28)):
+        unet = randomised(UNet(channels, channels=8, multipliers=(1, 1)), std=0.05)
         save_checkpoint(folder / base / "base.pt", dict(
-            kind="base", vocabulary=list(VOCABULARY), image_shape=[channels, side, side], schedule=["cosine", 1000],
-            dataset=dataset, model=unet.settings, weights=unet.state_dict()))
-        for condition, count in (("canny", 1), ("colour", 3)):
-            net = randomised(ControlNet(unet, count), std=0.1)
+            kind="base", dataset=dataset, image_shape=[channels, side, side], steps=2,
+            model=unet.settings, weights=unet.state_dict()))
+        for condition, count in (("canny", 1), ("colour", channels)):
+            net = randomised(ControlNet(unet, count), std=0.05)
             save_checkpoint(folder / base / f"{condition}.pt", dict(
-                kind="control", base=fingerprint(unet), condition=condition, condition_channels=count,
-                weights=net.state_dict()))
+                kind="control", base=fingerprint(unet.state_dict()), condition=condition,
+                condition_channels=count, weights=net.state_dict()))
     return folder
 
 
 @pytest.fixture
-def tiny(monkeypatch, tmp_path, weights):
-    """Settings, data and bases for a run in seconds, and a folder for it."""
-    shutil.copytree(weights, tmp_path / "weights")
-    for name in all_experiments.NAMES:
-        module = importlib.import_module(f"minicnet.experiments.{name}")
-        if hasattr(module, "WEIGHTS"):
-            monkeypatch.setattr(module, "WEIGHTS", tmp_path / "weights")
-    for name, value in dict(QUICK=TINY, WEIGHTS=tmp_path / "weights",
-                            load_dataset=lambda name, split: digits(name, split)[:2],
-                            captions=lambda name, split: digits(name, split)[2]).items():
-        monkeypatch.setattr(lab_module, name, value)
-    return tmp_path
+def small(tmp_path, monkeypatch, weights):
+    """small(base, optimizer) is a lab on tiny bases and a few random images."""
+    def images(dataset, split, data_dir):
+        channels, side = {"cifar10": (3, 32), "drawn": (1, 28)}.get(dataset, (3, 28))
+        x = seeded_noise((96, channels, side, side), len(split)).clamp(-1, 1)
+        return x, torch.arange(96) % 10
+
+    def texts(dataset, split, data_dir):
+        coloured = "a red three on navy paper"
+        return [{"cifar10": "a cat", "drawn": "a three"}.get(dataset, coloured)] * 96
+
+    monkeypatch.setattr(lab, "WEIGHTS", weights)
+    monkeypatch.setattr(lab, "load_dataset", images)
+    monkeypatch.setattr(lab, "captions", texts)
+    lab.loaded.cache_clear()
+    yield functools.partial(lab.Lab, settings=lab.QUICK, out=tmp_path / "out", data_dir=tmp_path,
+                            device=torch.device("cpu"))
+    lab.loaded.cache_clear()
 
 
-@pytest.fixture
-def make_lab(tiny):
-    return lambda name="guidance": Lab(name, "digits", tiny, True, CPU)
+NETS = {
+    "ControlNet": ControlNet, "lite": networks.Lite, "random": networks.random_copy,
+    "first": functools.partial(networks.FirstBlocks, stages=1), "middle": networks.MiddleOnly,
+    "unlocked": networks.Unlocked, "lora": networks.control_lora, "adapter": networks.Adapter,
+    "xs": networks.ControlNetXS, "concatenated": networks.Concatenated}
 
 
-def trained(lab, seed=0):
-    """The least network that can be trained, in the file digits-least-SEED.pt of all experiments."""
-    return lab.trained("least", seed, lambda: nn.Sequential(nn.Conv2d(1, 1, 1)),
-                       lambda net, x_0, prompt: lambda x_t, t: net(x_t), shared="lab")[0]
+@pytest.mark.parametrize("name", NETS)
+def test_every_network_starts_from_the_base_and_learns(small, name):
+    here = small("digits", "adamw")
+    fit = Fit(NETS[name])
+    x, t = here.test_images[:4], torch.full((4,), 500)
+    prompt = tokenize(["a three"] * 4)
+    edges = torch.ones(4, 1, 28, 28)
+
+    def predicted(net):
+        unet, control = here.parts(net)
+        with torch.no_grad():
+            return controlled(unet, prompt, [(control, edges, 1.0)])(x, t)
+
+    base = here.unet(x, t, prompt)
+    torch.testing.assert_close(predicted(here.untrained(fit, 0)), base, atol=1e-4, rtol=1e-4)
+    trainer, _ = here.trainer(fit, 0)
+    for _ in range(3):
+        trainer.step()
+    assert (predicted(trainer.net) - base).abs().max() > 1e-6
 
 
-# Rows and networks that survive a stop
+def test_without_zero_convolutions_training_starts_elsewhere(small):
+    here = small("digits", "adamw")
+    for make in (networks.GAUSSIAN[1.0], networks.ControlNeXt):
+        net = here.untrained(Fit(make), 0)
+        unet, control = here.parts(net)
+        x, t, prompt = here.test_images[:2], torch.full((2,), 500), tokenize(["", ""])
+        with torch.no_grad():
+            under = controlled(unet, prompt, [(control, torch.ones(2, 1, 28, 28), 1.0)])(x, t)
+        assert not torch.allclose(under, here.unet(x, t, prompt), atol=1e-3)
 
 
-def test_a_row_is_computed_once_and_kept_when_run_again(make_lab):
-    calls = []
-    for _ in range(2):
-        assert make_lab().row("a-0", lambda x: calls.append(x) or {"value": 0.5}, 7)["value"] == 0.5
-    assert calls == [7]
+def test_the_paper_s_trainer_keeps_its_rate_and_averages_nothing(small):
+    here = small("digits", "adamw")
+    trainer, _ = here.trainer(Fit(), 0)
+    rates = set()
+    for _ in range(3):
+        trainer.step()
+        rates |= {group["lr"] for optimizer in trainer.optimizers
+                  for group in optimizer.param_groups}
+    assert sorted(rates) == pytest.approx([lab.ADAMW_RATE] * len(rates))
+    kept = here.network(Fit(), 0).state_dict()
+    trained = here.train(Fit(optimizer="adamw"), 0).state_dict()
+    assert all(torch.equal(kept[key], trained[key]) for key in kept)
 
 
-def test_a_row_that_was_stopped_is_computed_again(make_lab):
-    def stopped():
-        raise KeyboardInterrupt
-
-    lab = make_lab()
-    lab.row("a-0", lambda: {"value": 1.0})
-    with pytest.raises(KeyboardInterrupt):
-        lab.row("b-0", stopped)
-    assert list(make_lab().rows) == ["a-0"]
-
-
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"stamp": 1}'])
-def test_damaged_rows_are_refused(make_lab, text):
-    lab = make_lab()
-    lab.row("a-0", lambda: {"value": 1.0})
-    lab.file.write_text(text)
-    with pytest.raises(CheckpointError, match="rows.json is damaged"):
-        make_lab()
+def test_what_was_measured_is_found_again(small, monkeypatch):
+    claim = make_claim(Better("control", "base", "strict_f1"))
+    claim.arms.clear()
+    claim.arms.update(base=Arm("base"), control=Arm("control", (Use(Fit()),)))
+    first = small("digits", "muon").measure(claim)
+    assert np.shape(first["arms"]["control"]["strict_f1"]) == (3, lab.QUICK["images"])
+    assert len(first["arms"]["base"]["strict_f1"]) == 1
+    monkeypatch.setattr(lab.Lab, "train", None)
+    monkeypatch.setattr(lab.Drawn, "draw", None)
+    assert small("digits", "muon").measure(claim) == first
+    with pytest.raises(TypeError):  # another optimizer trains another network
+        small("digits", "adamw").measure(claim)
 
 
-def change_settings(monkeypatch, tiny):
-    monkeypatch.setattr(lab_module, "QUICK", {**TINY, "steps": 3})
+def test_a_stamp_depends_on_declarations_and_functions(small):
+    def stamp(*parts):
+        return lab.stamp("digits", lab.QUICK, parts)
+
+    fit = Fit(networks.GAUSSIAN[1.0])
+    same = Fit(functools.partial(networks.gaussian, scale=1.0))
+    assert stamp(Arm("a title", (Use(fit),))) == stamp(Arm("another title", (Use(same),)))
+    assert stamp(Arm("", (Use(fit),))) != stamp(Arm("", (Use(fit, scale=0.5),)))
+    assert stamp(fit) != stamp(Fit(networks.GAUSSIAN[3.0]))
 
 
-def change_base(monkeypatch, tiny):
-    path = tiny / "weights" / "digits" / "base.pt"
-    path.write_bytes(path.read_bytes() + b"\0")
-
-
-def change_source(monkeypatch, tiny, module="unet", by="new = 1"):
-    name = f"minicnet.{module}"
-    monkeypatch.setitem(lab_module.SOURCES, name, lab_module.SOURCES[name] + f"\n{by}\n")
-
-
-@pytest.mark.parametrize("change", [change_settings, change_base, change_source])
-def test_rows_and_networks_of_anything_else_are_set_aside_and_made_anew(make_lab, tiny, monkeypatch, capsys, change):
-    lab = make_lab()
-    lab.row("a-0", lambda: {"value": 1.0})
-    trained(lab)
-    with monkeypatch.context() as patch:
-        change(patch, tiny)
-        if change is change_base:  # what was appended is no part of the archive
-            patch.setattr(lab_module, "load_base", lambda path: (lab.unet, {
-                "dataset": "drawn", "schedule": ["cosine", 1000]}))
-            patch.setattr(lab_module, "schedule_of", lambda checkpoint: lab.schedule)
-        lab = make_lab()
-        assert lab.rows == {} and lab.row("a-0", lambda: {"value": 2.0})["value"] == 2
-        trained(lab)
-    assert capsys.readouterr().out.count("is of other code, settings or weights") == 2
-    assert (tiny / "guidance" / "rows-earlier-1.json").exists()
-    assert (tiny / "trained" / "digits-least-0-earlier-1.pt").exists()
-
-
-def stamps(make_lab):
-    return lab_module.stamp_of("digits", TINY), make_lab("cost").stamp, make_lab("guidance").stamp
-
-
-def test_what_experiments_share_outlives_a_change_of_one_of_them_and_their_own_does_not(make_lab, monkeypatch):
-    shared, cost, guidance = stamps(make_lab)
-    change_source(monkeypatch, None, "experiments.guidance")
-    assert stamps(make_lab)[:2] == (shared, cost) and stamps(make_lab)[2] != guidance
-
-
-@pytest.mark.parametrize("module, text", [
-    ("unet", "# a comment"), ("unet", "'a docstring'"), ("report", "new = 1"), ("figures", "new = 1"),
-    ("experiments.plots", "new = 1"), ("experiments.judging", "new = 1"),
-    ("experiments.guidance", "from minicnet.experiments.plots import columns_of_images"),
-    ("experiments.guidance", "def figure(rows, lab):\n    return None")])
-def test_what_no_row_depends_on_makes_none_stale(monkeypatch, module, text):
-    before = lab_module.code_of("minicnet.experiments.guidance", {})
-    change_source(monkeypatch, None, module, text)
-    assert lab_module.code_of("minicnet.experiments.guidance", {}) == before
-
-
-def test_an_interval_holds_the_true_difference_in_about_9_of_10_cases_though_seeds_share_their_images():
-    torch.manual_seed(0)
-    held = []
-    for _ in range(300):
-        hard = 0.1 * torch.randn(2, 1, 8)  # what a block of images does to either variant, whatever the seed
-        values = hard + 0.03 * torch.randn(2, 3, 8) + torch.tensor([0.03, 0.0])[:, None, None]
-        rows = {f"{name}-{seed}": {"x_blocks": values[i, seed].tolist()} for i, name in enumerate("ab")
-                for seed in range(3)}
-        difference, low, high = judging.interval(rows, "a", "b", "x")
-        assert low < difference < high and difference == pytest.approx((values[0] - values[1]).mean().item(), abs=1e-6)
-        held.append(low < 0.03 < high)
-    assert 0.85 < sum(held) / 300 < 0.97
-
-
-def test_an_interval_is_told_with_signs_and_as_many_digits_as_asked_for():
-    told = judging.Interval(0.0123, -0.003, 0.021)
-    assert f"{told}" == "+0.012 (-0.003 to +0.021)" and f"{told:+.4f}" == "+0.0123 (-0.0030 to +0.0210)"
-
-
-def test_blocks_are_of_24_images_each_and_their_mean_is_that_of_all():
-    images, labels = torch.arange(60.0), torch.arange(60.0)
-    found = lab_module.blocks(lambda x, y: (x + y).mean().item(), images, labels)
-    assert found == [23.0, 71.0, 107.0]
-
-
-# Training, drawing, measuring
-
-
-def test_a_network_is_trained_once_and_depends_on_its_seed_alone(make_lab, tiny):
-    lab = make_lab()
-    net = trained(lab, 1)
-    assert not any(parameter.requires_grad for parameter in net.parameters())
-    torch.manual_seed(55)
-    assert fingerprint(trained(lab, 1)) == fingerprint(net) != fingerprint(trained(lab, 0))
-    (tiny / "trained" / "digits-least-1.pt").unlink()
-    assert fingerprint(trained(lab, 1)) == fingerprint(net)
-
-
-def test_the_edge_control_learns_and_leaves_the_base_alone(make_lab):
-    lab = make_lab()
-    before, net = fingerprint(lab.unet), lab.edge_control(0)
-    assert any(weight.any() for weight in net.zero_middle.parameters()) and fingerprint(lab.unet) == before
-
-
-def test_noise_depends_on_the_seed_alone_and_the_base_under_a_fresh_control_is_the_base(make_lab):
-    lab = make_lab()
-    prompt, edges = lab.test_prompts, canny(lab.test_images)
-    plain, fresh = lab.draw(prompt, seed=3), freeze(ControlNet(lab.unet))
-    assert torch.equal(lab.draw(prompt, [(fresh, edges, 1)], seed=3), plain)
-    assert not torch.equal(lab.draw(prompt, seed=4), plain)
-
-
-def test_the_condition_of_a_training_batch_is_made_of_its_own_images(make_lab, randomised):
-    lab = make_lab()
-    net, x_0, prompt = randomised(ControlNet(lab.unet), std=0.05), lab.train_images[:3], lab.train_prompts[:3, 0]
-    t, x_t = torch.tensor([5, 500, 999]), torch.randn(3, 1, 28, 28)
-    found = control_eps(lambda net: (lab.unet, net), canny)(net, x_0, prompt)(x_t, t)
-    torch.testing.assert_close(found, lab.unet(x_t, t, prompt, control=net(x_t, t, prompt, canny(x_0))))
-
-
-def test_means_and_deviations_are_over_the_rows_of_one_variant():
-    rows = {"a b-0": {"x": 1.0}, "a b-1": {"x": 2.0}, "a b-12": {"x": 6.0}, "a-0": {"x": 9.0}}
-    assert across_seeds(rows, "a b", "x") == [1, 2, 6] and mean(rows, "a b", "x") == 3
-    assert judging.in_figures(rows, "a b", "x", 2) == f"3.00 ± {math.sqrt(7):.2f}"
-    assert judging.in_figures(rows, "a", "x") == "9.000"
-
-
-def test_better_is_only_what_is_better_in_all_seeds_alike():
-    assert clearly_better([3, 4, 5], [1, 2, 3]) and clearly_better([1, 2, 3], [3, 4, 5], sign=-1)
-    assert not clearly_better([1, 2, 3], [1, 2, 3]) and not clearly_better([3, 4, 2], [1, 2, 3])
-
-
-# The experiments, and their README
-
-
-def test_every_experiment_starts_from_weights_that_travel_with_the_repository():
-    for name in all_experiments.NAMES:
-        assert (WEIGHTS / importlib.import_module(f"minicnet.experiments.{name}").BASE / "base.pt").exists()
-
-
-def test_all_runs_every_experiment_there_is():
-    shared = {"__init__", "all", "judging", "lab", "plots", "concatenated", "teaching"}
-    assert set(all_experiments.NAMES) == {path.stem for path in FOLDER.glob("*.py")} - shared
+def test_comments_docstrings_and_the_claim_are_no_part_of_the_code(tmp_path):
+    texts = ('"""One."""\n# a note\nCLAIM = f(\n    1)\n\n\ndef g(x):\n    return x\n',
+             'CLAIM = 2\ndef g(x):\n    """Two."""\n\n    return x\n',
+             'def g(x):\n    return -x\n')
+    for i, text in enumerate(texts):
+        (tmp_path / f"{i}.py").write_text(text)
+    first, second, third = (lab.essence(tmp_path / f"{i}.py") for i in range(3))
+    assert first == second == "def g(x):\n    return x" != third
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", all_experiments.NAMES)
-def test_a_tiny_run_leaves_a_result_and_a_figure_and_runs_again_at_once(tiny, monkeypatch, name):
-    result = experiment(name, tiny, True, CPU)
-    written = json.loads((tiny / name / "result.json").read_text())
-    assert written == json.loads(json.dumps(result)) and written["verdict"] in (
-        "reproduced", "mixed", "not reproduced")
-    assert {key.rpartition("-")[2] for key in written["rows"]} == {"0", "1"}
-    for row in written["rows"].values():
-        for value in row.values():
-            assert all(map(math.isfinite, value if isinstance(value, list) else [value]))
-    assert matplotlib.image.imread(tiny / name / "figure.png")[..., :3].std() > 0.05
-    monkeypatch.setattr(lab_module.Lab, "score", None)  # nothing is left to be measured
-    assert experiment(name, tiny, True, CPU)["rows"] == result["rows"]
+@pytest.mark.parametrize("name", every.NAMES)
+def test_every_claim_runs(small, name, tmp_path, monkeypatch):
+    """On its first testbed, with one training of each arm."""
+    module = importlib.import_module(f"minicnet.experiments.{name}")
+    claim = dataclasses.replace(module.CLAIM, trainings=1, testbeds=module.CLAIM.testbeds[:1])
+    monkeypatch.setattr(module, "CLAIM", claim)
+    args = lab.parser("").parse_args(["--quick", "--data-dir", str(tmp_path), "--device", "cpu",
+                                      "--out", str(tmp_path / "out")])
+    lab.run(args, name)
+    result = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+    assert list(result["testbeds"]) == [" ".join(claim.testbeds[0])]
+    assert (tmp_path / "out" / f"{name}.png").stat().st_size > 10_000
+    assert f"## {name}: " in page.section(name, claim, result)
 
 
-RESULT = {"name": "cost", "claim": "It costs.", "verdict": "mixed", "why": "more: 0.9 and 1.1", "dataset": "drawn",
-          "seeds": [0, 1], "images": 128, "device": "cpu", "torch": "2", "date": "2026-01-02", "seconds": 90,
-          "rows": {"a-0": {"x": 0.9}}}
+# -- The page ----------------------------------------------------------------------------------
 
 
-def publish(tmp_path, made=None, published=None):
-    """The section on cost in a README that is written when one result was made now and another published before."""
-    for result, file in ((made, tmp_path / "out" / "cost" / "result.json"),
-                         (published, tmp_path / all_experiments.RESULTS / "cost.json")):
-        if result:
-            file.parent.mkdir(parents=True)
-            file.write_text(json.dumps(result))
-            (file.parent / "figure.png").write_bytes(b"png")
-    (tmp_path / "README.md").write_text(f"# us\n{all_experiments.BEGIN}\nold\n{all_experiments.END}\nend")
-    all_experiments.publish(tmp_path / "out", tmp_path)
-    lines = (tmp_path / "README.md").read_text().splitlines()
-    assert lines[0] == "# us" and lines[-1] == "end" and len(lines) == 6 + len(all_experiments.NAMES)
-    verdict = "to be measured again" if published else "mixed"
-    short = all_experiments.NAMES["cost"]
-    assert f"| [{short}](minicnet/experiments/README.md#cost-mixed) | {verdict} |" in lines
-    assert "| words compose (ours) | not measured yet |" in lines
+def test_the_page_shows_current_results_and_refuses_those_of_another_rule(tmp_path, monkeypatch):
+    claim = make_claim(Better("good", "poor", "strict_f1", by=0.05), paper={
+        ("good", "strict_f1"): "0.7"})
+    module = type(claims)("minicnet.experiments.something")
+    module.CLAIM = claim
+    monkeypatch.setattr(page, "ROOT", tmp_path)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(lab, "stamp", lambda *parts: "stamp")
+    found = {"arms": FOUND, "samples": {}, "seconds": 60, "stamp": "stamp", "dataset": "drawn"}
+    result = {"rule": claim.rule, "date": "2026-01-02", "torch": "2", "device": "cpu",
+              "testbeds": {"digits muon": found}}
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "something.json").write_text(json.dumps(result))
+    (out / "something.png").write_bytes(b"")
+    (tmp_path / "minicnet" / "experiments").mkdir(parents=True)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
+
+    page.publish(out, ["something"])
     text = (tmp_path / "minicnet" / "experiments" / "README.md").read_text()
-    assert all(f"## {name}:" in text for name in all_experiments.NAMES)
-    return text.split("## cost: ")[1].split("## ")[0]
+    assert "## something: reproduced" in text and "(paper: 0.7)" in text and "± " in text
+    assert "| of the paper | 1 | 0 | 0 | 0 | 0 |" in text
+    assert readme.read_text().startswith(f"before\n{page.BEGIN}\n| claim |")
+    assert readme.read_text().endswith(f"{page.END}\nafter\n") and "old" not in readme.read_text()
 
-
-def test_a_section_holds_claim_verdict_evidence_figure_and_how_it_was_measured(tiny, monkeypatch):
-    monkeypatch.setattr(cost, "verdict", lambda rows: ("mixed", f"more: {rows['a-0']['x']} and 1.1"))
-    monkeypatch.setattr(cost, "WHY_HERE", "It is small.", raising=False)
-    current = {**RESULT, "stamp": lab_module.stamp_of("digits", lab_module.FULL, "cost")}
-    text = publish(tiny, made=current)
-    assert text.startswith("mixed\n") and "To be measured again" not in text
-    for fact in ("It costs.", "More: 0.9 and 1.1.", "Why here, and perhaps not there: It is small.",
-                 "(../../.github/results/experiments/cost.png)", "drawn, seeds 0, 1", "2 minutes",
-                 "128 images each, cpu, torch 2, 2026-01-02", "`python -m minicnet.experiments.cost`"):
-        assert fact in text
-    assert (tiny / all_experiments.RESULTS / "cost.png").read_bytes() == b"png"
-
-
-@pytest.mark.parametrize("stamp, mark", [({}, "before prompts became words"),
-                                         ({"stamp": {"code": "other"}}, "have changed since this was measured")])
-def test_a_stale_result_is_never_published_and_one_that_was_is_marked(tiny, stamp, mark):
-    text = publish(tiny, made={**RESULT, **stamp, "verdict": "reproduced"}, published={**RESULT, **stamp})
-    assert text.startswith("mixed\n") and "**To be measured again.**" in text and mark in text
-
-
-def test_our_readme_is_the_one_of_the_published_results(tiny, monkeypatch):
-    monkeypatch.undo()
-    sections = [json.loads(path.read_text())
-                for path in (all_experiments.ROOT / all_experiments.RESULTS).glob("*.json")]
-    text = (FOLDER / "README.md").read_text("utf-8")
-    assert all(f"## {result['name']}: {result['verdict']}\n\nThe claim: {result['claim']}" in text
-               for result in sections)
-    monkeypatch.setattr(all_experiments, "is_current", lambda result: True)  # or its verdict is not told
-    page = (all_experiments.ROOT / "README.md").read_text("utf-8")
-    assert all(all_experiments.line(result).rsplit("|", 2)[0] in page for result in sections)
+    module.CLAIM = make_claim(Better("good", "poor", "strict_f1", by=0.06))
+    page.publish(out, ["something"])
+    text = (tmp_path / "minicnet" / "experiments" / "README.md").read_text()
+    assert "## something: not measured yet" in text and "at least 0.06 higher" in text

@@ -1,617 +1,412 @@
-"""The playground without a browser: what its server answers, and what is tried against it.
-
-How long a drawing takes on this machine:   python -m pytest -m "" -s -k how_long tests/test_playground.py
-"""
+"""The playground without a browser: its JavaScript under node, equal to torch, and its Python."""
 
 import base64
-import contextlib
 import http.client
 import io
 import json
-import os
-import queue
-import signal
-import socket
+import shutil
 import subprocess
-import sys
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from browse import NAMES
 from PIL import Image
 
-from minicnet import cli
-from minicnet.checkpoints import CheckpointError, fingerprint, save_checkpoint
-from minicnet.conditions import canny, colour
-from minicnet.controlnet import ControlNet, freeze
-from minicnet.playground import drawing, server
-from minicnet.playground.drawing import Model, at_its_start, encoded, read_wish
-from minicnet.playground.server import Playground
+from minicnet.checkpoints import WEIGHTS, fingerprint, load_base, load_control, save_checkpoint
+from minicnet.conditions import CONDITIONS
+from minicnet.controlnet import Conditioning, ControlNet, controlled, freeze
+from minicnet.data.digits import draw_digits
+from minicnet.diffusion import NoiseSchedule, guided
+from minicnet.errors import UserError
+from minicnet.pictures import condition_from_map
+from minicnet.playground import page
 from minicnet.sampling import generate, seeded_noise
 from minicnet.unet import UNet
-from minicnet.words import VOCABULARY, tokenize
+from minicnet.words import DIGITS, LENGTH, VOCABULARY, tokenize
 
 ROOT = Path(__file__).parents[1]
-SIZE, STEPS = 16, 4
-CROSS = torch.zeros(SIZE, SIZE)
-CROSS[5, 2:] = CROSS[:-3, 8] = 1
+HEADER = {"vocabulary": VOCABULARY, "length": LENGTH}
+NODE, CLANG = shutil.which("node"), shutil.which("clang")
+needs_node = pytest.mark.skipif(not NODE, reason="there is no node here")
+BASES = {  # settings, and the size of the images
+    "gray": (dict(channels=16), 28, "drawn", {"canny": 1}),
+    "rgb": (dict(in_channels=3, channels=8, blocks=2), 28, "coloured-drawn",
+            {"canny": 1, "colour": 3}),
+    "things": (dict(in_channels=3, channels=8, multipliers=(1, 2, 2), patch=1), 16, "cifar10",
+               {"colour": 3}),
+}
 
 
-def save_model(folder, randomised, channels, conditions, dataset):
-    """A base with random weights, and a ControlNet for each of the conditions, as `export` writes them."""
-    unet = freeze(randomised(UNet(in_channels=channels, channels=8, multipliers=(1,))))
+def save_model(folder, randomised, settings, size, dataset, conditions):
+    """Save a base with random weights, and a ControlNet for each of the conditions."""
+    unet = freeze(randomised(UNet(**settings), std=0.1).half().float())
     save_checkpoint(folder / "base.pt", {
-        "kind": "base", "image_shape": [channels, SIZE, SIZE], "schedule": ["linear", 100], "dataset": dataset,
-        "vocabulary": list(VOCABULARY), "model": unet.settings, "weights": unet.state_dict()})
+        "kind": "base", "image_shape": [unet.settings["in_channels"], size, size],
+        "dataset": dataset, "model": unet.settings, "weights": unet.state_dict()})
     for seed, (condition, depth) in enumerate(conditions.items(), start=1):
-        net = randomised(ControlNet(unet, depth), seed=seed)
+        net = randomised(ControlNet(unet, depth), std=0.1, seed=seed).half().float()
         save_checkpoint(folder / f"{condition}.pt", {
-            "kind": "control", "base": fingerprint(unet), "condition": condition, "condition_channels": depth,
-            "weights": net.state_dict()})
-    return Model(folder, torch.device("cpu"))
+            "kind": "control", "base": fingerprint(unet.state_dict()), "condition": condition,
+            "condition_channels": depth, "weights": net.state_dict()})
+    return folder
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory, randomised):
-    folder = tmp_path_factory.mktemp("weights")
-    return {"gray": save_model(folder / "gray", randomised, 1, {"canny": 1}, "cifar10"),
-            "rgb": save_model(folder / "rgb", randomised, 3, {"canny": 1, "colour": 3}, "coloured-drawn")}
+def folders(tmp_path_factory, randomised):
+    root = tmp_path_factory.mktemp("weights")
+    return {name: save_model(root / name, randomised, *base) for name, base in BASES.items()}
 
 
-@contextlib.contextmanager
-def serving(models):
-    with Playground(models.values()) as playground:
-        thread = threading.Thread(target=playground.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        thread.start()
-        yield playground
-        playground.shutdown()
-    thread.join(10)
+def network_source():
+    files = [(page.HERE / f"{name}.js").read_text() for name in (*page.NETWORK, "files")]
+    return "\n".join(files)
 
 
-@pytest.fixture(scope="module")
-def playground(models):
-    with serving(models) as running:
-        yield running
+def javascript(script, **data):
+    """Run a script after the network's files, with `data` at hand. Returns what it returns."""
+    program = f"""{network_source()}
+        const fs = require("fs"), data = JSON.parse(fs.readFileSync(0));
+        (async () => {{ {script} }})().then((result) => {{
+          fs.writeSync(1, JSON.stringify(result) ?? "null"); process.exit();
+        }});"""
+    with subprocess.Popen([NODE, "-e", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          text=True) as process:
+        output, _ = process.communicate(json.dumps(data), timeout=300)
+    assert process.returncode == 0
+    return json.loads(output)
 
 
-def send(playground, method, path, body=None, **headers):
-    """-> status, headers, body"""
-    connection = http.client.HTTPConnection("127.0.0.1", playground.server_port, timeout=60)
-    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
-    answer = connection.getresponse()
-    data = answer.read()
-    connection.close()
-    return answer.status, answer.headers, data
+def image_of(x):
+    """One image (1, C, H, W) in [0, 1] as conditions.js takes it."""
+    return dict(zip("CHW", x.shape[1:]), data=x.flatten().tolist())
 
 
-def post(playground, path, body, **headers):
-    """-> status, what the JSON says"""
-    body = body if isinstance(body, bytes) else json.dumps(body).encode()
-    status, _, data = send(playground, "POST", path, body, **headers)
-    return status, json.loads(data)
+def controls_of(folder, unet, seed=0):
+    """Every control in a folder with a random condition; the last one acts only in the middle."""
+    generator, controls = torch.Generator().manual_seed(seed), {}
+    for path in sorted(set(folder.glob("*.pt")) - {folder / "base.pt"}):
+        net, checkpoint = load_control(path, unet)
+        _, H, W = load_base(folder / "base.pt")[1]["image_shape"]
+        condition = torch.rand(1, checkpoint["condition_channels"], H, W, generator=generator)
+        controls[checkpoint["condition"]] = Conditioning(net, condition, 0.8, 0.0, 1.0)
+    *_, last = controls
+    return {**controls, last: controls[last]._replace(scale=1.3, start=0.2, end=0.7)}
 
 
-def wish_for(model="gray", lines=CROSS, controls=None, **changes):
-    settings = {"scale": 1, "from": 0, "until": 1}
-    return {"model": model, "prompt": "a seven", "guidance": 2, "steps": STEPS, "seed": 3, "samples": 2,
-            "lines": None if lines is None else encoded(lines), "controls": controls or {"canny": settings}, **changes}
+COMPARE = """
+  header = data.header;
+  prepare(data.floats, data.simd);
+  model = opened(data.about, data.weights);
+  const [C, H, W] = model.shape, rows = (row) => [row, row], numbers = tokens(data.prompt);
+  const controls = Object.entries(data.controls).map(([name, control]) => ({
+    ...control, net: model.nets[name], switches: model.places.map(() => 1),
+    condition: new Tensor([2, control.values.length / 2 / H / W, H, W],
+                          Float32Array.from(control.values)) }));
+  const predict = (prompt) => controlled(model.unet, rows(prompt), controls);
+  const eps = guided(predict(numbers), predict(numbers.map(() => 0)), 2);
+  const x_T = seededNoise([2, C, H, W], 7);
+  const images = await generate(model.unet, numbers, x_T, controls, { guidance: 2, steps: 20 });
+  return { eps: data.times.map((t) => [...eps(x_T, [t, t]).data]), images: [...images.data] };
+"""
 
 
-def stream(playground, wish):
-    """All lines of a drawing."""
-    status, _, data = send(playground, "POST", "/draw", json.dumps(wish))
-    assert status == 200
-    return [json.loads(line) for line in data.splitlines()]
-
-
-def frames(lines, side):
-    return [(line["step"], line["x_t"], line["x_0"]) for line in lines if line.get("side") == side]
-
-
-def by_hand(model, wish, scale=1.0, spans=None, net=None):
-    """The frames that `generate` makes of the cross, as they are sent."""
-    seen, samples = [], wish["samples"]
-    prompt = tokenize([wish["prompt"]] * samples)
-    x_T = seeded_noise((samples, *model.image_shape), wish["seed"])
-    controls = [(net or model.nets["canny"], CROSS.expand(samples, 1, -1, -1), scale)]
-
-    def see(t, x_t, x_0):
-        seen.append((len(seen), encoded((x_t + 1) / 2), encoded((x_0 + 1) / 2)))
-
-    generate(model.unet, model.schedule, prompt, x_T, controls, spans=spans, guidance=wish["guidance"],
-             steps=wish["steps"], hook=see)
-    return seen
-
-
-# What is served
-
-
-@pytest.mark.parametrize("path, kind", [("/", "html"), ("/?x=1", "html"), ("/style.css", "css"),
-                                        ("/app.js", "javascript")])
-def test_the_page_is_served_and_fetches_nothing_from_elsewhere(playground, path, kind):
-    status, headers, data = send(playground, "GET", path)
-    assert status == 200 and headers["Content-Type"] == f"text/{kind}; charset=utf-8"
-    assert "default-src 'self'" in headers["Content-Security-Policy"] and b"//" not in data.replace(b"// ", b"")
-
-
-def test_the_page_learns_what_there_is_to_draw_with(playground, models):
-    about = json.loads(send(playground, "GET", "/models")[2])
-    gray, rgb = about["models"]
-    assert (gray["name"], gray["shape"], gray["line"]) == ("gray", [1, SIZE, SIZE], "canny")
-    assert rgb["controls"] == ["canny", "colour"] and list(rgb["words"]) == ["ink", "digit", "paper"]
-    assert gray["words"]["thing"][7] == "horse"
-    assert len(gray["places"]) == len(models["gray"].nets["canny"].zero_skips) + 1
-    for words in (gray["words"], rgb["words"]):
-        tokenize([phrase for phrases in words.values() for phrase in phrases])  # all are known
-
-
-def test_an_example_is_edges_and_the_words_for_them(playground, models):
-    status, first = post(playground, "/example", {"model": "gray", "n": 7})
-    assert status == 200 and first["prompt"] == "a horse" and len(base64.b64decode(first["lines"])) == SIZE**2
-    assert post(playground, "/example", {"model": "gray", "n": 7})[1] == first
-    assert post(playground, "/example", {"model": "gray", "n": 8})[1]["lines"] != first["lines"]
-
-
-def test_where_colours_alone_are_followed_an_example_and_a_picture_can_be_drawn_with(tmp_path, randomised):
-    model = save_model(tmp_path / "colours", randomised, 3, {"colour": 3}, "coloured-drawn")
-    picture = np.random.default_rng(0).integers(256, size=(40, 40, 3), dtype=np.uint8)
-    with serving({"colours": model}) as playground:
-        for path, body in (("/example", {"model": "colours", "n": 47}),
-                           ("/picture?model=colours", picture_file(picture))):
-            status, found = post(playground, path, body)
-            assert status == 200 and base64.b64decode(found["lines"]) == bytes(SIZE**2)
-            wish = wish_for("colours", None, {"colour": {"scale": 1, "from": 0, "until": 1}})
-            lines = stream(playground, {**wish, **found})
-            assert list(lines[0]["seen"]) == ["colour"] and lines[-2:] == [{"identical": False}, {"done": True}]
-
-
-@pytest.mark.parametrize("dataset", ["drawn", "mnist", "coloured-drawn"])
-def test_digits_come_with_captions_like_those_of_training(models, monkeypatch, dataset):
-    model = models["rgb" if "coloured" in dataset else "gray"]
-    monkeypatch.setattr(model, "dataset", dataset)
-    model.__dict__.pop("digits", None)
-    found = model.example(47)
-    lines = np.frombuffer(base64.b64decode(found["lines"]), np.uint8)
-    assert found["prompt"].split()[0] in ("a", "an") and "four" in found["prompt"] and set(lines) == {0, 255}
-    assert ("paper" in found["prompt"]) == ("coloured" in dataset) and tokenize([found["prompt"]]).any()
-
-
-def picture_file(pixels, **settings):
-    Image.fromarray(pixels).save(file := io.BytesIO(), "PNG", **settings)
-    return file.getvalue()
-
-
-def test_edges_are_found_in_a_picture_which_is_turned_as_it_was_taken(playground):
-    pixels = np.zeros((64, 64, 3), np.uint8)
-    pixels[8:40, 8:24] = (250, 30, 30)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
-    status, found = post(playground, "/picture?model=rgb", picture_file(np.rot90(pixels).copy(), exif=exif.tobytes()))
-    assert status == 200 and found == post(playground, "/picture?model=rgb", picture_file(pixels))[1]
-    picture = torch.tensor(pixels).permute(2, 0, 1)[None] / 255
-    image = F.interpolate(picture, SIZE, mode="bilinear", antialias=True)
-    assert found["lines"] == encoded(canny(image.clamp(0, 1) * 2 - 1))
-    palette = np.frombuffer(base64.b64decode(found["palette"]), np.uint8).reshape(4, 4, 3)
-    assert palette[1, 1, 0] > 100 > palette[3, 3].max()
-
-
-@pytest.mark.parametrize("data, sentence", [
-    (b"", "cannot read the picture as an image"), (b"no picture", "cannot read the picture as an image"),
-    (picture_file(np.full((20, 20, 3), 90, np.uint8)), "nothing to follow was found in the picture")])
-def test_a_picture_that_is_none_or_shows_nothing_is_refused(playground, data, sentence):
-    status, answer = post(playground, "/picture?model=gray", data)
-    assert status == 400 and sentence in answer["error"]
-    assert "/tmp" not in answer["error"] and "\n" not in answer["error"]
-
-
-# Drawing
-
-
-def test_every_step_is_told_in_order_with_control_and_without(playground, models):
-    wish = wish_for(seed=11)
-    lines = stream(playground, wish)
-    assert lines[0] == {"seen": {"canny": encoded(CROSS)}, "steps": STEPS, "samples": 2}
-    assert lines[-2:] == [{"identical": False}, {"done": True}]
-    assert [(line["side"], line["step"], line["t"]) for line in lines[1:-2]] == [
-        (side, step, t) for side in ("with", "without") for step, t in enumerate((99, 66, 33, 0))]
-    assert frames(lines, "with") == by_hand(models["gray"], wish)
-    assert frames(lines, "without") == by_hand(models["gray"], wish, scale=0)
-
-
-def test_what_is_known_without_control_is_not_drawn_again_but_told_beside(playground, models):
-    first, again, other = (stream(playground, wish_for(seed=seed, lines=lines)) for seed, lines in (
-        (12, CROSS), (12, CROSS.T), (13, CROSS)))
-    sides = [line["side"] for line in again[1:-2]]
-    assert sides == ["without", "with"] * STEPS and frames(again, "without") == frames(first, "without")
-    assert frames(again, "with") != frames(first, "with") and frames(other, "without") != frames(first, "without")
-
-
-@pytest.mark.parametrize("changes", [
-    {"controls": {"canny": {"scale": 0, "from": 0, "until": 1}}}, {"zeroed": True}, {"lines": None},
-    {"lines": torch.zeros(SIZE, SIZE)}], ids=["strength 0", "zeroed", "nothing drawn", "an empty sheet"])
-def test_strength_0_and_zero_convolutions_at_their_start_are_the_base_bit_for_bit(playground, changes):
-    lines = stream(playground, wish_for(**changes))
-    assert lines[-2] == {"identical": True} and frames(lines, "with") == frames(lines, "without")
-
-
-def test_only_the_zero_convolutions_are_put_back_to_their_start(models):
-    net = models["gray"].nets["canny"]
-    fresh = at_its_start(net)
-    before, after = net.state_dict(), fresh.state_dict()
-    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {"zero_skips", "zero_middle", "condition_encoder"}
-    assert torch.equal(fresh.condition_encoder[1].weight, net.condition_encoder[1].weight)
-
-
-def test_a_wish_that_is_read_while_another_is_drawn_gets_a_net_that_nobody_listens_to(models):
-    drawn, zeroed = read_wish(models, wish_for()), wish_for(zeroed=True)
-    with drawing.listening(drawn):
-        net, *_ = read_wish(models, zeroed).controls["canny"]
-    assert not net._forward_hooks and net is read_wish(models, zeroed).controls["canny"][0]
-
-
-def test_a_control_acts_from_and_until(playground, models):
-    lines = stream(playground, wish := wish_for(controls={"canny": {"scale": 2, "from": 0.5, "until": 0.75}}))
-    acting, alone = frames(lines, "with"), frames(lines, "without")
-    assert acting[:2] == alone[:2] and acting[2] != alone[2]
-    assert acting == by_hand(models["gray"], wish, scale=2, spans=[(0.5, 0.75)])
-    assert [bool(line["inside"]) for line in lines if line.get("side") == "with"] == [False, False, True, False]
-
-
-def test_inside_is_what_each_zero_convolution_adds(playground, models):
-    model, wish = models["gray"], wish_for(controls={"canny": {"scale": 0.5, "from": 0, "until": 1}})
-    first = next(line for line in stream(playground, wish) if line.get("side") == "with")
-    x_t, t = seeded_noise((2, 1, SIZE, SIZE), 3), torch.full((2,), 99)
-    prompt = tokenize(["a seven"] * 2)
+def compare(folder, prompt, simd=True):
+    """Return the largest differences from torch: of the predictions, and of images after 20 steps,
+    in units of 1/255."""
+    about, weights = page.convert(folder, "model")
+    unet, _ = load_base(folder / "base.pt")
+    controls = controls_of(folder, unet)
+    x_T = seeded_noise((2, *about["shape"]), 7)
+    both = [control._replace(condition=control.condition.expand(2, -1, -1, -1))
+            for control in controls.values()]
+    tokens, times = tokenize([prompt] * 2), (999, 500, 20)
+    eps = guided(*(controlled(unet, prompt, both) for prompt in (tokens, 0 * tokens)), 2)
     with torch.no_grad():
-        control = 0.5 * model.nets["canny"](x_t, t, prompt, CROSS.expand(2, 1, -1, -1))
-        skips, middle, *_ = model.unet.encoder(x_t, t, prompt)
-    told = first["inside"]["canny"]
-    assert len(told) == len(skips) + 1
-    for place, residual, feature in zip(told, (*control.skips, control.middle), (*skips, middle)):
-        sizes = residual.flatten(1).norm(dim=1) / feature.flatten(1).norm(dim=1)
-        assert place["size"] == pytest.approx(sizes.tolist(), rel=1e-3)
-        where = np.frombuffer(base64.b64decode(place["map"]), np.uint8).reshape(2, *residual.shape[2:])
-        expected = residual.abs().mean(1)
-        np.testing.assert_allclose(where[1], 255 * expected[1] / expected[1].max(), atol=1)
-    assert not model.unet.encoder._forward_hooks and not model.nets["canny"]._forward_hooks
+        expected = [eps(x_T, torch.full((2,), t)) for t in times]
+    images = generate(unet, unet.schedule, tokens, x_T, both, guidance=2, steps=20)
+    found = javascript(
+        COMPARE, header=HEADER, floats=len(weights) // 2, simd=simd, about=about, times=times,
+        weights=base64.b64encode(weights).decode(), prompt=prompt, controls={
+            name: {"values": control.condition.repeat(2, 1, 1, 1).flatten().tolist(),
+                   "scale": control.scale, "start": control.start, "end": control.end}
+            for name, control in controls.items()})
+    largest = max((torch.tensor(one) - other.flatten()).abs().max()
+                  for one, other in zip(found["eps"], expected))
+    return largest, (torch.tensor(found["images"]) - images.flatten()).abs().max() * 127.5
 
 
-def test_ink_is_seen_through_canny_and_lines_as_they_are(models):
-    ink = torch.zeros(SIZE, SIZE)
-    ink[4:12, 5:9] = 1
-    outline = canny(ink[None, None] * 2 - 1)
-    for lines, expected in ((None, outline), (CROSS, outline.maximum(CROSS))):
-        wish = read_wish(models, wish_for(lines=lines, ink=encoded(ink)))
-        assert torch.equal(wish.controls["canny"][1], expected.expand(2, 1, -1, -1))
+# The networks
 
 
-def test_a_palette_is_the_colour_map_of_an_image_painted_so(models):
-    palette = torch.randint(256, (4, 4, 3)).float() / 255
-    settings = {"scale": 0.7, "from": 0, "until": 1}
-    asked = wish_for("rgb", palette=encoded(palette), controls={"canny": settings, "colour": settings})
-    wish = read_wish(models, asked)
-    image = palette.permute(2, 0, 1)[None].repeat_interleave(4, 2).repeat_interleave(4, 3)
-    torch.testing.assert_close(wish.controls["colour"][1][:1], colour(image * 2 - 1), rtol=0, atol=1e-6)
-    assert list(wish.controls) == ["canny", "colour"] and wish.spans == [(0, 1), (0, 1)]
-    assert list(read_wish(models, {**asked, "palette": None}).controls) == ["canny"]
+@needs_node
+@pytest.mark.parametrize("simd", [True, False], ids=["wasm", "plain"])
+@pytest.mark.parametrize("name", BASES)
+def test_predictions_and_images_equal_those_of_torch(folders, name, simd):
+    prompt = {"gray": "a thick seven", "rgb": "a red seven on navy paper", "things": "a ship"}[name]
+    prediction, images = compare(folders[name], prompt, simd)
+    assert prediction < 1e-3 and images < 2
 
 
-def test_a_drawing_is_saved_as_an_animation_of_all_its_steps(playground):
-    palette = encoded(torch.rand(4, 4, 3))
-    settings = {"scale": 1, "from": 0, "until": 1}
-    wish = wish_for("rgb", palette=palette, controls={"canny": settings, "colour": settings}, visitor="g")
-    status, headers, data = send(playground, "POST", "/gif", json.dumps(wish))
-    with Image.open(io.BytesIO(data)) as gif:
-        assert (status, headers["Content-Type"], gif.format, gif.n_frames) == (200, "image/gif", "GIF", STEPS)
-        assert gif.size == (5 * 4 * (SIZE + 2), 2 * 4 * (SIZE + 2))  # edges, palette, x_t, x_0, without; two samples
-
-
-# What is refused
-
-
-CANNY = {"scale": 1, "from": 0, "until": 1}
-
-
-@pytest.mark.parametrize("changes, sentence", [
-    ({"model": "none"}, "model must be one of gray, rgb"), ({"model": ["gray"]}, "model must be one of"),
-    ({"prompt": "a sevn"}, "the word 'sevn' is unknown: is 'seven' meant?"), ({"prompt": 7}, "prompt must be a text"),
-    ({"prompt": "a " * 101}, "at most 200 characters"), ({"prompt": "a " * 9}, "at most 8 words"),
-    ({"steps": 0}, "steps must be a whole number from 1 to 100"), ({"steps": 101}, "from 1 to 100"),
-    ({"steps": 2.5}, "whole number"), ({"steps": True}, "whole number"), ({"steps": "4"}, "whole number"),
-    ({"samples": 9}, "samples must be a whole number from 1 to 8"), ({"samples": 0}, "from 1 to 8"),
-    ({"seed": -1}, "seed must be"), ({"seed": 10**30}, "seed must be"), ({"seed": None}, "seed must be"),
-    ({"guidance": float("nan")}, "guidance must be a number from 0 to 10"), ({"guidance": float("inf")}, "guidance"),
-    ({"lines": encoded(torch.zeros(5))}, "lines must be 16 x 16 bytes in base64"), ({"lines": "?"}, "lines must be"),
-    ({"ink": 5}, "ink must be"), ({"palette": encoded(CROSS)}, "palette must be 4 x 4 x 3 bytes"),
-    ({"controls": {"depth": CANNY}}, "controls here are canny"), ({"controls": [1]}, "controls here are canny"),
-    ({"controls": {"canny": 1}}, "controls here are"), ({"controls": {"canny": {}}}, "scale must be a number"),
-    ({"controls": {"canny": {**CANNY, "scale": 2.5}}}, "scale must be"),
-    ({"controls": {"canny": {**CANNY, "from": 0.5, "until": 0.5}}}, "until a later one"),
-    ({"controls": {"canny": {**CANNY, "until": 1.5}}}, "until must be a number from 0 to 1")])
-def test_a_wish_that_makes_no_sense_is_refused_in_one_sentence(playground, changes, sentence):
-    for path in ("/draw", "/gif"):
-        status, answer = post(playground, path, {**wish_for(), **changes})
-        assert status == 400 and sentence in answer["error"] and "\n" not in answer["error"]
-
-
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"7", b"null", b'"gray"', b"\xff\xfe", b"[" * 50_000, b"1" * 5000])
-def test_what_is_no_wish_at_all_is_refused(playground, body):
-    for path in ("/draw", "/example"):
-        status, answer = post(playground, path, body)
-        assert status == 400 and answer["error"]
-
-
-@pytest.mark.parametrize("n", [-1, 1.5, "1", None, 10**12])
-def test_an_example_has_a_number(playground, n):
-    assert post(playground, "/example", {"model": "gray", "n": n})[0] == 400
-
-
-def test_bodies_are_limited_before_they_are_read(playground):
-    for path, limit in (("/draw", server.LARGEST_WISH), ("/picture?model=gray", server.LARGEST_PICTURE)):
-        with socket.create_connection(("127.0.0.1", playground.server_port), timeout=30) as client:
-            client.sendall(f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {limit + 1}\r\n\r\n".encode())
-            assert client.recv(100).startswith(b"HTTP/1.1 413")
-    for header in ("", "Content-Length: -5\r\n", "Content-Length: many\r\n", "Transfer-Encoding: chunked\r\n"):
-        with socket.create_connection(("127.0.0.1", playground.server_port), timeout=30) as client:
-            client.sendall(f"POST /draw HTTP/1.1\r\nHost: localhost\r\n{header}\r\n".encode())
-            assert client.recv(100).startswith(b"HTTP/1.1 411")
-
-
-@pytest.mark.parametrize("headers", [
-    {"Host": "evil.example"}, {"Host": "127.0.0.1.evil.example"}, {"Host": ""}, {"Host": "evil.example@127.0.0.1"},
-    {"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": "https://127.0.0.1"},
-    {"Origin": "http://localhost:1"}])
-def test_a_page_from_elsewhere_can_not_use_it(playground, headers):
-    for method, path in (("GET", "/"), ("GET", "/models"), ("POST", "/draw")):
-        status, _, data = send(playground, method, path, json.dumps(wish_for()), **headers)
-        assert status == 403 and json.loads(data)["error"] in (
-            "this page is for this computer alone", "a page from elsewhere must not use this one")
-
-
-def test_its_own_page_can_under_both_names(playground):
-    for host in (f"127.0.0.1:{playground.server_port}", f"localhost:{playground.server_port}", "localhost"):
-        assert post(playground, "/example", {"model": "gray", "n": 1}, Host=host, Origin=f"http://{host}")[0] == 200
-    assert playground.server_address[0] == "127.0.0.1"
-
-
-@pytest.mark.parametrize("path", [
-    "/server.py", "/../server.py", "/..%2fserver.py", "/%2e%2e/server.py", "//etc/passwd", "/./index.html",
-    "/index.html/..", "/style.css/../server.py", "/..\\server.py", "/link", "/style.css%00", "/favicon.ico"])
-def test_nothing_but_its_own_files_is_served(playground, path):
-    link = Path(server.__file__).parent / "link"
-    link.symlink_to("/etc/passwd")
+@needs_node
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [path.parent.name for path in WEIGHTS.glob("*/base.pt")])
+def test_shipped_networks_equal_torch(name):
     try:
-        status, _, data = send(playground, "GET", path)
-    finally:
-        link.unlink()
-    assert status == 404 and b"error" in data
+        about, _ = page.convert(WEIGHTS / name, name)
+    except UserError as error:
+        pytest.skip(str(error))
+    for prompt in (about["prompts"][0], about["prompts"][-1], ""):
+        prediction, images = compare(WEIGHTS / name, prompt)
+        print(f"{name}, {prompt!r}: {prediction:.1e}, {images:.3f} / 255")
+        assert prediction < 1e-3 and images < 2
 
 
-@pytest.mark.parametrize("raw, status", [
-    (b"PUT / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"501"), (b"nonsense\r\n\r\n", b"400"),
-    (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n", b"414"),
-    (b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n", b"431")])
-def test_nonsense_is_answered_with_an_error(playground, raw, status):
-    with socket.create_connection(("127.0.0.1", playground.server_port), timeout=30) as client:
-        client.sendall(raw)
-        assert status in client.makefile("rb").readline() or raw == b"nonsense\r\n\r\n"
-    assert send(playground, "GET", "/")[0] == 200
+@needs_node
+def test_the_kernel_equals_the_plain_loop_and_its_source(tmp_path):
+    wasm = None
+    if CLANG and shutil.which("wasm-ld"):
+        command = next(line for line in (page.HERE / "matmul.c").read_text().splitlines()
+                       if "clang --target" in line).split()[1:]
+        shutil.copy(page.HERE / "matmul.c", tmp_path)
+        subprocess.run(command, cwd=tmp_path, check=True)
+        wasm = base64.b64encode((tmp_path / "a.out").read_bytes()).decode()
+    errors = javascript("""
+      const errors = [];
+      for (const code of [MATMUL_WASM, data.wasm].filter(Boolean)) {
+        errors.push(prepare(1e6, true, code) ? 0 : 1);
+        for (const [M, K, N] of [[4, 1, 8], [5, 7, 9], [32, 288, 196], [6, 16, 49], [64, 3, 15]]) {
+          const [a, b, bias] = [M * K, K * N, M].map((n) => keep(n).map(() => Math.random() - 0.5));
+          for (const one of [bias, null]) {
+            const own = one && keep(M);
+            own?.set(one);
+            const plain = matmulPlain(a, b, new Float32Array(M * N), M, K, N, own);
+            const c = matmul(a, b, M, K, N, own);
+            errors.push(...c.map((value, i) => Math.abs(value - plain[i])));
+          }
+        }
+      }
+      return [errors.length, Math.max(...errors)];""", wasm=wasm)
+    assert errors[0] > 10_000 and errors[1] < 1e-4
 
 
-# Many wishes, and none
+@needs_node
+def test_noise_times_and_schedule_are_those_of_torch():
+    shapes, seeds = [(1, 1, 28, 28), (2, 3, 16, 16), (1, 1, 5, 7)], [0, 3, 123456789]
+    found = javascript("""
+      const times = [];
+      for (let steps = 1; steps <= 100; steps++) times.push(ddimTimes(1000, steps));
+      const noise = data.shapes.flatMap((shape) => (
+        data.seeds.map((seed) => [...seededNoise(shape, seed).data])));
+      return { times, noise, alpha_bar: NoiseSchedule.cosine(1000).alpha_bar };
+    """, shapes=shapes, seeds=seeds)
+    expected = [seeded_noise(shape, seed) for shape in shapes for seed in seeds]
+    for one, other in zip(found["noise"], expected):
+        torch.testing.assert_close(torch.tensor(one), other.flatten(), rtol=0, atol=1e-5)
+    schedule = NoiseSchedule.cosine(1000)
+    torch.testing.assert_close(torch.tensor(found["alpha_bar"]), schedule.alpha_bar)
+    for steps, times in enumerate(found["times"], start=1):
+        assert times == torch.linspace(999, 0, steps).round().tolist()
 
 
-def test_a_newer_wish_of_a_visitor_cancels_the_one_before_within_one_step(playground):
-    go = threading.Event()
-
-    def slow(tell):
-        for step in range(3):
-            tell(step)
-            assert go.wait(30)
-
-    told, _ = playground.submit("anna", slow)
-    assert told.get(timeout=30) == (False, 0)
-    other, _ = playground.submit("bert", lambda tell: "done")
-    newer, _ = playground.submit("anna", lambda tell: "done")
-    go.set()
-    done, error = told.get(timeout=30)
-    assert done and isinstance(error, server.Cancelled)
-    assert other.get(timeout=30) == newer.get(timeout=30) == (True, "done")
-
-
-def test_a_drawing_that_is_cancelled_says_so(playground):
-    long = wish_for(steps=100, samples=8, visitor="carla", seed=21)
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(stream, playground, long)
-        while "carla" not in playground.waiting.values() and not first.done():
-            time.sleep(0.001)
-        newer = stream(playground, {**long, "steps": 2})
-        lines = first.result(60)
-    assert lines[-1] == {"cancelled": True} and len(lines) < 100 and newer[-1] == {"done": True}
-
-
-def test_of_a_gif_that_is_cancelled_the_visitor_is_told(playground):
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(post, playground, "/gif", wish_for(steps=100, samples=8, visitor="dora", seed=22))
-        while "dora" not in playground.waiting.values() and not first.done():
-            time.sleep(0.001)
-        stream(playground, wish_for(steps=1, visitor="dora"))
-        assert first.result(60) == (409, {"error": "a newer wish took the place of this one"})
-
-
-def wait_until_idle(playground, seconds=30):
-    end = time.monotonic() + seconds
-    while playground.waiting:
-        assert time.monotonic() < end, "a drawing goes on"
-        time.sleep(0.01)
+@needs_node
+def test_zero_convolutions_at_their_start_and_switched_off_leave_the_base_bit_for_bit(folders):
+    about, weights = page.convert(folders["rgb"], "model")
+    found = javascript("""
+      header = data.header;
+      prepare(data.floats);
+      model = opened(data.about, data.weights);
+      const sent = [], edges = new Uint8Array(784).fill(255, 350, 370);
+      const control = { scale: 1, start: 0, end: 1, switches: model.places.map(() => 1) };
+      send = (id, message) => sent.push(message);
+      const wish = { prompt: "a seven", guidance: 2, steps: 3, samples: 2, seed: 1, ink: edges,
+                     lines: edges, palette: null, zeroed: false };
+      const results = [];
+      for (const changes of data.changes) {
+        sent.length = 0;
+        current = results.length;
+        const switches = model.places.map((_, i) => +!changes.off?.includes(i));
+        const { identical } = await draw(current, {
+          ...wish, ...changes, controls: { canny: { ...control, switches, ...changes.canny } } });
+        const frames = sent.filter(({ kind }) => kind === "frame");
+        results.push({ identical, frames: frames.map(({ side, step, inside }) => (
+          [side, step, inside?.canny?.map(({ size }) => size[0])])) });
+      }
+      return results;
+    """, header=HEADER, about=about, floats=len(weights) // 2,
+        weights=base64.b64encode(weights).decode(),
+        changes=[{}, {"zeroed": True}, {"canny": {"scale": 0}},
+                 {"canny": {"start": 0.4, "end": 0.6}}, {"off": list(range(len(about["places"])))},
+                 {"off": [0, 2]}, {"lines": [], "ink": []}])
+    assert [one["identical"] for one in found] == [False, True, True, False, True, False, True]
+    sides = [(side, step) for side, step, _ in found[0]["frames"]]
+    assert sides == [(side, step) for side in ("with", "without") for step in range(3)]
+    again = [(side, step) for side, step, _ in found[1]["frames"]]  # the twin is known by now
+    assert again == [(side, step) for step in range(3) for side in ("without", "with")]
+    inside = [[sizes for side, _, sizes in one["frames"] if side == "with"] for one in found]
+    assert all(size > 0 for sizes in inside[0] for size in sizes) and not any(map(any, inside[1]))
+    assert [sizes is None for sizes in inside[3]] == [True, False, True]
+    assert [size > 0 for size in inside[5][0][:4]] == [False, True, False, True]
 
 
-@pytest.mark.parametrize("lines", [0, 2])
-def test_a_client_that_vanishes_takes_its_drawing_with_it(playground, models, lines):
-    steps = []
-    handle = models["gray"].unet.register_forward_hook(lambda *_: steps.append(1))
-    body = json.dumps(wish_for(steps=100, samples=8, seed=30 + lines)).encode()
-    with socket.create_connection(("127.0.0.1", playground.server_port), timeout=30) as client:
-        client.sendall(b"POST /draw HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-        file = client.makefile("rb")
-        while lines:
-            assert (line := file.readline()) and b"error" not in line, line
-            lines -= line.startswith(b'{"side"')
-        file.close()
-    # The next visitor is another one: what the first asked for may be read only now, and must not cancel this.
-    assert stream(playground, wish_for(visitor="next"))[-1] == {"done": True}
-    wait_until_idle(playground)
-    handle.remove()
-    assert len(steps) < 150  # 200 and those of the next visitor would be all
+@needs_node
+def test_prompts_are_tokens_or_one_sentence_that_helps():
+    prompts = ["", "An eight", "a red seven on navy paper", "ship"]
+    found = javascript("""
+      const one = (prompt) => {
+        try { return tokenize(prompt, data.vocabulary, data.length); }
+        catch (error) { return error.message; }
+      };
+      return data.prompts.map(one);
+    """, prompts=[*prompts, "a sevn", "a " * 9], **HEADER)
+    assert found[:4] == tokenize(prompts).tolist()
+    assert found[4] == "The vocabulary has no word “sevn”. Did you mean “seven”?"
+    assert found[5] == "A prompt has at most 8 words, and this one has 9."
 
 
-def test_a_client_that_stops_in_the_middle_of_a_request_harms_nobody(playground):
-    with socket.create_connection(("127.0.0.1", playground.server_port)) as client:
-        client.sendall(b"POST /draw HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n{")
-        assert stream(playground, wish_for())[-1] == {"done": True}
+# Conditions and files
 
 
-def test_ten_clients_at_once_all_get_their_drawing(playground, models):
-    wishes = [wish_for(seed=seed, samples=1, visitor=f"visitor {seed}") for seed in range(10)]
-    with ThreadPoolExecutor(10) as pool:
-        for wish, lines in zip(wishes, pool.map(lambda wish: stream(playground, wish), wishes)):
-            assert lines[-1] == {"done": True} and frames(lines, "with") == by_hand(models["gray"], wish)
-    assert not playground.waiting
+@needs_node
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_conditions_are_those_of_python(name):
+    digits = draw_digits(6, 5)[0]
+    smooth = torch.nn.functional.interpolate(torch.rand(4, 3, 7, 5), (26, 30), mode="bilinear")
+    images = [*digits.split(1), *(2 * smooth - 1).split(1), torch.zeros(1, 1, 9, 9)]
+    found = javascript("return data.images.map((image) => [...CONDITIONS[data.name](image).data]);",
+                       name=name, images=[image_of((image + 1) / 2) for image in images])
+    for one, image in zip(found, images):
+        expected = CONDITIONS[name](image).flatten()
+        torch.testing.assert_close(torch.tensor(one).float(), expected, rtol=0, atol=1e-5)
 
 
-def test_more_than_can_wait_are_told_to_come_again(playground, monkeypatch):
-    monkeypatch.setattr(server, "MOST_WAITING", 1)
-    go = threading.Event()
-    told, _ = playground.submit("emil", lambda tell: go.wait(30))
-    status, answer = post(playground, "/draw", wish_for(visitor="frida"))
-    go.set()
-    assert status == 503 and "try again" in answer["error"] and told.get(timeout=30) == (True, True)
+@needs_node
+@pytest.mark.parametrize("H, W", [(64, 64), (40, 100), (17, 5), (28, 28)])
+def test_pictures_are_shrunk_as_in_python(H, W):
+    picture = torch.rand(1, 3, H, W)
+    found = javascript("return [...shrunk(data.image, 28, 28).data];", image=image_of(picture))
+    # The colour map of Python is the shrunk picture.
+    expected = condition_from_map(picture, "colour", 3, (28, 28)).flatten()
+    torch.testing.assert_close(torch.tensor(found), expected, rtol=0, atol=1e-5)
 
 
-def test_an_error_in_the_middle_of_a_drawing_is_told_and_the_next_drawing_works(playground, monkeypatch, capsys):
-    monkeypatch.setattr(drawing, "seeded_noise", lambda *_: 1 / 0)
-    assert stream(playground, wish_for(seed=44))[1:] == [{"error": "this failed: division by zero"}]
-    assert post(playground, "/gif", wish_for(seed=44)) == (500, {"error": "this failed: division by zero"})
-    assert capsys.readouterr().err.count("ZeroDivisionError: division by zero") == 2
-    monkeypatch.undo()
-    assert stream(playground, wish_for())[-1] == {"done": True}
-
-
-def test_closing_ends_what_is_drawn(models):
-    with serving(models) as playground:
-        told, _ = playground.submit("gustav", lambda tell: [tell(step) for step in iter(lambda: time.sleep(0.001), 1)])
-        told.get(timeout=30)
-    while not (last := told.get(timeout=30))[0]:
-        pass
-    assert isinstance(last[1], server.Cancelled)
-    with pytest.raises(queue.Empty):
-        told.get_nowait()
+@needs_node
+def test_saved_files_show_the_frames_and_carry_a_text():
+    colours = np.random.default_rng(0).integers(0, 6, (2, 12, 15, 3)).astype(np.uint8) * 50
+    frames = [np.arange(180, dtype=np.uint8).reshape(12, 15, 1).repeat(3, 2), *colours]
+    Image.fromarray(frames[0]).save(png := io.BytesIO(), "PNG")
+    found = javascript("""
+      const bytes = async (blob) => Buffer.from(await blob.arrayBuffer()).toString("base64");
+      const frames = data.frames.map((rgb, i) => ({ rgb, width: 15, height: 12, delay: 10 + i }));
+      const png = new Uint8Array(Buffer.from(data.png, "base64"));
+      const files = [gif(frames, data.text), pngWithText(png, "Description", data.text)];
+      return Promise.all(files.map(bytes));
+    """, frames=[frame.flatten().tolist() for frame in frames], text="prompt: a seven; seed: 3",
+        png=base64.b64encode(png.getvalue()).decode())
+    with Image.open(io.BytesIO(base64.b64decode(found[0]))) as gif:
+        assert gif.n_frames == 3 and gif.size == (60, 48)
+        assert gif.info["comment"] == b"prompt: a seven; seed: 3" and gif.info["loop"] == 0
+        for i, frame in enumerate(frames):
+            gif.seek(i)
+            assert gif.info["duration"] == 10 * (10 + i)
+            shown = np.asarray(gif.convert("RGB"))[1::4, 1::4].astype(int)
+            assert (shown == frame).all()  # it has fewer than 256 colours
+    with Image.open(io.BytesIO(base64.b64decode(found[1]))) as image:
+        image.load()
+        assert image.text == {"Description": "prompt: a seven; seed: 3"}
+        assert (np.asarray(image) == frames[0]).all()
 
 
 # The program
 
 
-def start(monkeypatch, models, *argv):
-    """Runs main with these models, and Ctrl-C as soon as it serves. -> a queue of what the browser was to open
-
-    The browser is one of text, of which nothing is seen before it is served.
-    """
-    opened, served = queue.SimpleQueue(), threading.Event()
-
-    def serve(self):
-        served.set()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(server, "shipped", lambda device: list(models.values()))
-    monkeypatch.setattr(server.webbrowser, "open", lambda url: opened.put(served.wait(30) and url))
-    monkeypatch.setattr(Playground, "serve_forever", serve)
-    cli.run(server.main, server.parse_arguments(["--device", "cpu", *map(str, argv)]))
-    return opened
+def arguments(*argv):
+    return page.parse_arguments(["--models", "--no-browser", *map(str, argv)])
 
 
-def test_it_says_where_the_page_is_and_opens_it_unless_told_not_to(monkeypatch, models, capsys):
-    opened = start(monkeypatch, models)
-    line = capsys.readouterr().out
-    assert line.startswith("http://127.0.0.1:") and opened.get(timeout=60) == line.split()[0]
-    assert start(monkeypatch, models, "--no-browser").empty()
+def test_an_export_is_one_file_that_opens_no_connection(folders, tmp_path, capsys):
+    out = tmp_path / "page.html"
+    page.main(arguments("--run", folders["gray"], "--run", folders["rgb"], "--export", out))
+    html = out.read_text(encoding="utf-8")
+    assert f"{out}: " in capsys.readouterr().out
+    assert "default-src 'none'" in html and "connect-src" not in html
+    assert not any(text in html for text in ("src=\"", "url(", "import(", "fetch(", "{{"))
+    header = json.loads(html.split('id="header">')[1].split("</script>")[0])
+    gray, rgb = header["models"]
+    assert (gray["name"], gray["line"]) == ("gray", "canny")
+    assert list(rgb["nets"]) == ["base", "canny", "colour"]
+    assert list(rgb["words"]) == ["ink", "digit", "paper"]
+    assert gray["words"]["digit"] == list(DIGITS) and len(gray["places"]) == 5
+    for model in (gray, rgb):
+        phrases = [phrase for phrases in model["words"].values() for phrase in phrases]
+        tokenize([*phrases, *(example["prompt"] for example in model["examples"])])
 
 
-def test_a_port_that_is_taken_is_one_sentence(monkeypatch, models, playground):
-    for port in (playground.server_port, 70_000):
-        with pytest.raises(SystemExit) as ended:
-            start(monkeypatch, models, "--port", port, "--no-browser")
-        assert f"error: cannot listen on port {port}: " in ended.value.code and "\n" not in ended.value.code
+def test_weights_of_strangers_that_do_not_load_are_left_out_with_a_note(
+        folders, tmp_path, monkeypatch, capsys):
+    shutil.copytree(folders["gray"], tmp_path / "good")
+    shutil.copytree(folders["rgb"], tmp_path / "partly")
+    shutil.copy(folders["gray"] / "canny.pt", tmp_path / "partly" / "colour.pt")  # of another base
+    shutil.copytree(folders["gray"], tmp_path / "bad")
+    (tmp_path / "bad" / "base.pt").write_bytes(b"no checkpoint")
+    monkeypatch.setattr(page, "WEIGHTS", tmp_path)
+    models = page.collect(["good", "bad", "partly"], [])
+    assert [(about["name"], list(about["nets"])) for about, _ in models] == [
+        ("good", ["base", "canny"]), ("partly", ["base", "canny"])]
+    notes = capsys.readouterr().err
+    assert notes.count("note: left out: ") == 2 and "bad" in notes and "colour.pt" in notes
 
 
-def test_a_run_folder_is_one_more_model(monkeypatch, models, tmp_path, randomised):
-    made = []
-
-    def stop(models, port):
-        made.extend(models)
-        raise OSError("enough")
-
-    monkeypatch.setattr(server, "Playground", stop)
-    save_model(tmp_path / "mine", randomised, 1, {"mask": 1}, "mnist")
-    (tmp_path / "mine" / "mask.pt").rename(tmp_path / "mine" / "control.pt")
-    with pytest.raises(SystemExit, match="enough"):
-        start(monkeypatch, models, "--run", tmp_path / "mine")
-    assert [model.name for model in made] == ["gray", "rgb", str(tmp_path / "mine")] and made[2].line == "mask"
-
-
-def test_a_folder_that_is_no_run_is_one_sentence(monkeypatch, models, tmp_path, randomised):
-    save_model(tmp_path / "lone", randomised, 1, {"canny": 1}, "mnist")
-    (tmp_path / "lone" / "canny.pt").unlink()
-    for folder, sentence in ((tmp_path, "base.pt: train first"), (tmp_path / "lone", "there is no control in")):
-        with pytest.raises(SystemExit, match=sentence):
-            start(monkeypatch, models, "--run", folder)
-        with pytest.raises(CheckpointError):
-            Model(folder, torch.device("cpu"))
+def test_names_that_collide_folders_that_do_not_load_and_no_model_are_refused(
+        folders, tmp_path, monkeypatch):
+    twin = shutil.copytree(folders["gray"], tmp_path / "twin" / "gray")
+    with pytest.raises(UserError, match="two models named 'gray'"):
+        page.collect([], [folders["gray"], twin])
+    with pytest.raises(UserError, match="base.pt"):
+        page.collect([], [tmp_path])
+    (twin / "canny.pt").unlink()
+    with pytest.raises(UserError, match="no control"):
+        page.collect([], [twin])
+    with pytest.raises(UserError, match="no model"):
+        page.collect([], [])
 
 
-def test_a_browser_that_the_tests_would_take_is_not_installed_again():
+def test_a_second_control_of_one_condition_is_left_out_with_a_note(folders, tmp_path, capsys):
+    folder = shutil.copytree(folders["gray"], tmp_path / "run")
+    shutil.copy(folder / "canny.pt", folder / "control.pt")
+    about, _ = page.convert(folder, "run")
+    assert list(about["nets"]) == ["base", "canny"]
+    assert "second control for canny" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host, path, status", [
+    ("", "/", 200), ("localhost", "/index.html", 200), ("evil.example", "/", 403),
+    ("127.0.0.1.evil.example", "/", 403), ("", "/../page.py", 404), ("", "/%2e%2e/page.py", 404)])
+def test_the_page_is_served_to_this_computer_alone(host, path, status):
+    with page.serving("<p>a page") as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
+        connection.request("GET", path, headers={"Host": host} if host else {})
+        answer = connection.getresponse()
+        assert answer.status == status and server.server_address[0] == "127.0.0.1"
+        assert (answer.read() == b"<p>a page") == (status == 200)
+        connection.close()
+        with pytest.raises(UserError, match="another --port"):
+            page.serving("", server.server_port).__enter__()
+        server.shutdown()
+
+
+def test_it_opens_a_browser_unless_told_not_to(folders, monkeypatch, capsys):
+    opened = threading.Event()
+    monkeypatch.setattr(page.webbrowser, "open", lambda url: opened.set())
+    monkeypatch.setattr(page.ThreadingHTTPServer, "serve_forever", lambda _: opened.wait(10))
+    args = arguments("--run", folders["gray"])
+    args.no_browser = False
+    page.main(args)
+    assert opened.is_set() and "http://127.0.0.1:" in capsys.readouterr().out
+
+
+def test_a_browser_that_the_tests_would_use_is_not_installed_again():
     assert f"command -v {' '.join(NAMES)} >" in (ROOT / ".ci" / "run").read_text()
-
-
-@pytest.mark.slow
-def test_ctrl_c_ends_it_cleanly_while_it_draws():
-    with subprocess.Popen([sys.executable, "-m", "minicnet.playground", "--no-browser", "--device", "cpu"], cwd=ROOT,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          env={**os.environ, "PYTHONUNBUFFERED": "1"}) as process:
-        port = int(process.stdout.readline().split("/ is")[0].rpartition(":")[2])
-        wish = {**wish_for("digits", None), "steps": 100, "samples": 8}
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        connection.request("POST", "/draw", json.dumps(wish))
-        connection.getresponse().readline()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0 and process.stderr.read() == "" and process.stdout.read() == ""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("samples", [1, 4])
-def test_how_long_a_drawing_takes(samples):
-    """With what is known without control, as after a stroke, and without. Prints; asserts nothing of time."""
-    shipped = {model.name: model for model in server.shipped(torch.device("cpu"))}
-    with serving(shipped) as playground:
-        for name, model in shipped.items():
-            lines = model.example(47)["lines"]
-            for attempt in ("warming up", "all anew", "after a stroke"):
-                wish = {**wish_for(name, None, samples=samples, steps=20), "lines": lines, "prompt": "",
-                        "seed": len(attempt)}
-                began, at = time.perf_counter(), {}
-                connection = http.client.HTTPConnection("127.0.0.1", playground.server_port, timeout=300)
-                connection.request("POST", "/draw", json.dumps(wish))
-                for line in connection.getresponse():
-                    if b'"side": "with"' in line:
-                        at.setdefault("first", time.perf_counter() - began)
-                        at["last"] = time.perf_counter() - began
-                print(f"\n{name}, {samples} samples, {attempt}: first frame after {at['first']:.2f} s, last with "
-                      f"control {at['last']:.2f} s, all {time.perf_counter() - began:.2f} s", end="")
-                assert json.loads(line) == {"done": True}
-    print(f"\n{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")

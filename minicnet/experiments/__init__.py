@@ -1,1 +1,1 @@
-"""The paper's claims at toy scale, one file each: python -m minicnet.experiments.NAME, or .all for all of them."""
+"""The paper's claims, measured: one file for each, with the rule that decides it."""

@@ -1,48 +1,83 @@
-"""What the figures of the experiments are made of: bars with a point for each seed, lines and columns of images."""
+"""The figures, made from stored results alone: differences with their intervals, and samples."""
 
-import statistics
+import base64
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from matplotlib.figure import Figure
 
+from minicnet.experiments.claim import Same, title
+from minicnet.experiments.measures import MEASURES
 from minicnet.figures import tiled
 
-
-def grouped_bars(ax, names, groups, title):
-    """At each of the places called `names` a bar for each group: the mean over the seeds, which are points.
-
-    groups: {label: a list with a list of values for each place, or for the first places}.
-    """
-    width = 0.8 / len(groups)
-    for j, (label, values) in enumerate(groups.items()):
-        places = [i + width * (j - (len(groups) - 1) / 2) for i in range(len(values))]
-        ax.bar(places, [statistics.mean(v) for v in values], 0.9 * width, alpha=0.7, label=label)
-        for place, v in zip(places, values):
-            ax.plot([place] * len(v), v, "k.", markersize=4)
-    ax.set_xticks(range(len(names)), names, fontsize=9)
-    ax.set_title(title, fontsize=10)
-    ax.grid(alpha=0.3, axis="y")
-    ax.set_axisbelow(True)
+COLOURS = {True: "tab:green", False: "tab:red", None: "tab:gray"}  # a test holds, fails, is open
 
 
-def lines_of_images(ax, lines, columns, title):
-    """Lines of gray images. lines: {name: a list with images (N, 1, H, W) in [-1, 1] for each of the columns}."""
-    groups = [[F.pad(torch.cat(list(x[:, 0]), dim=1).cpu(), (2, 2, 1, 1)) for x in line] for line in lines.values()]
-    picture = torch.cat([torch.cat(line, dim=1) for line in groups]).numpy()
-    ax.imshow(picture, cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
-    height, width = groups[0][0].shape
-    ax.set_yticks([height * (i + 0.5) for i in range(len(lines))], lines, fontsize=9)
-    ax.set_xticks([width * (i + 0.5) for i in range(len(columns))], columns, fontsize=9)
+def usual(claim, result):
+    """Differences with intervals above, and samples of all arms below, of the first testbed."""
+    testbed, found = next(iter(result["testbeds"].items()))
+    samples = {claim.titles[name]: images for name, images in found["samples"].items()
+               if images["shape"][0]}
+    groups = {}
+    for outcome in claim.judge(found["arms"])[1]:
+        groups.setdefault(outcome.test.measure, []).append(outcome)
+    heights = [0.5 * len(claim.tests) + 0.6 * len(groups), 0.5 * len(samples) + 0.4]
+    fig = Figure(figsize=(10, sum(heights)), layout="constrained")
+    top, bottom = fig.subfigures(2, 1, height_ratios=heights)
+    axes = top.subplots(len(groups), 1, squeeze=False,
+                        height_ratios=[len(outcomes) for outcomes in groups.values()])[:, 0]
+    for ax, outcomes in zip(axes, groups.values()):
+        forest(ax, claim, outcomes)
+    if samples:
+        sheet(bottom.subplots(), samples, f"{testbed}: every arm from the same noise")
+    return fig
+
+
+def forest(ax, claim, outcomes):
+    """Draw the outcomes of one measure: a line for each test, the difference and its interval."""
+    for place, outcome in enumerate(outcomes):
+        test, colour = outcome.test, COLOURS[outcome.holds]
+        ax.plot([outcome.difference.low, outcome.difference.high], [place, place], color=colour)
+        ax.plot(outcome.difference.by, place, "o", color=colour)
+        margins = [-test.within, test.within] if isinstance(test, Same) else (
+            [-test.by if MEASURES[test.measure].less else test.by])
+        ax.vlines(margins, place - 0.3, place + 0.3, color="black", linestyle=":")
+    ax.axvline(0, color="black", linewidth=0.8)
+    ax.set_yticks(range(len(outcomes)), [
+        f"{title(o.test.ours, claim.titles)}\nminus {title(o.test.theirs, claim.titles)}"
+        for o in outcomes], fontsize=9)
+    ax.set_ylim(len(outcomes) - 0.5, -0.5)
+    ax.set_xlabel(f"difference in {MEASURES[test.measure].title}", fontsize=9)
+    ax.grid(alpha=0.3, axis="x")
+
+
+def decoded(samples):
+    """Return stored images as a tensor (N, 3, H, W) in [-1, 1]."""
+    pixels = np.frombuffer(base64.b64decode(samples["pixels"]), np.uint8)
+    images = torch.tensor(pixels.reshape(samples["shape"])).float() / 127.5 - 1
+    return images.expand(-1, 3, -1, -1)
+
+
+def sheet(ax, arms, heading):
+    """Draw stored samples, a line for each arm. arms: {name: samples}."""
+    lines = [decoded(samples) for samples in arms.values()]
+    count = min(len(line) for line in lines)
+    side = lines[0].shape[-1] + 2
+    ax.imshow(tiled(torch.stack([line[:count] for line in lines])), interpolation="nearest")
+    ax.set_yticks([side * (i + 0.5) for i in range(len(lines))], arms, fontsize=9)
+    ax.set_xticks([])
     ax.tick_params(length=0)
-    ax.set_title(title, fontsize=10)
+    ax.set_title(heading, fontsize=10)
 
 
-def columns_of_images(ax, columns, rows=(), fontsize=10):
-    """Columns of images. columns: {heading: images (N, 1 or 3, H, W) in [-1, 1]}; rows: a text for each of the N."""
-    sheet = torch.stack([images.cpu().expand(-1, 3, -1, -1) for images in columns.values()], dim=1)
-    side = sheet.shape[-1] + 2  # with the hairline around each
-    ax.imshow(tiled(sheet), interpolation="nearest")
-    ax.set_xticks([side * (i + 0.5) for i in range(len(columns))], columns, fontsize=fontsize)
-    ax.set_yticks([side * (i + 0.5) for i in range(len(rows))], rows, fontsize=fontsize)
-    ax.xaxis.tick_top()
-    ax.tick_params(length=0)
+def curves(ax, lines, heading, xlabel):
+    """Draw stored curves: lines {name: table (T, N)}, the mean thick and each training thin."""
+    for (label, table), colour in zip(lines.items(), ("tab:blue", "tab:orange", "tab:green",
+                                                      "tab:red", "tab:purple", "tab:brown")):
+        for curve in table:
+            ax.plot(curve, color=colour, linewidth=0.6, alpha=0.5)
+        ax.plot(np.mean(table, 0), color=colour, linewidth=2, label=label)
+    ax.set_title(heading, fontsize=10)
+    ax.set_xlabel(xlabel, fontsize=9)
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8)

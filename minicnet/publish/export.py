@@ -9,11 +9,17 @@ The folder then holds base.pt, and for each run its control, named after the con
 and the run's metrics (canny.json). Weights are rounded to half precision.
 """
 
-import shutil
 from pathlib import Path
 
 from minicnet import cli
-from minicnet.checkpoints import fingerprint, load_base, load_control, save_checkpoint
+from minicnet.checkpoints import (
+    fingerprint,
+    load_base,
+    load_control,
+    read_file,
+    save_checkpoint,
+    write_atomically,
+)
 from minicnet.errors import UserError
 
 
@@ -24,14 +30,15 @@ def export(folder, runs):
     two runs have the same condition, or if the folder is a run or holds a control of another base.
     """
     unet, base = load_base(runs[0] / "base.pt")
-    controls = {}
+    controls, metrics = {}, {}
     for run in runs:
         _, control = load_control(run / "control.pt", unet)
-        if "training" in control or not (run / "metrics.json").exists():
+        if "training" in {**base, **control} or not (run / "metrics.json").exists():
             raise UserError(f"the run in {run} is not finished: --resume it first")
         if control["condition"] in controls:
             raise UserError(f"two runs have the condition {control['condition']}: export one")
         controls[control["condition"]] = control
+        metrics[control["condition"]] = read_file(run / "metrics.json")
     for name in ("control.pt", "metrics.json"):
         if (folder / name).exists():
             raise UserError(f"{folder} holds {name}, so it is a run and would be overwritten: name "
@@ -46,10 +53,10 @@ def export(folder, runs):
         checkpoint["weights"] = {name: weight.half() for name, weight in weights.items()}
     unet.load_state_dict(base["weights"])
     save_checkpoint(folder / "base.pt", base)
-    for run, (condition, control) in zip(runs, controls.items()):
+    for condition, control in controls.items():
         control["base"] = fingerprint(unet.state_dict())  # of the rounded base
         save_checkpoint(folder / f"{condition}.pt", control)
-        shutil.copy(run / "metrics.json", folder / f"{condition}.json")
+        write_atomically(folder / f"{condition}.json", metrics[condition])
 
 
 def main():

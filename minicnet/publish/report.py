@@ -21,7 +21,7 @@ def load_results(path):
     """Read a run's metrics.json. Raises UserError if it is not one."""
     try:
         results = Results(**json.loads(Path(path).read_text(encoding="utf-8")))
-        results.as_table()
+        results.as_table(), summary([results])
         return results
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not the metrics.json of a finished run "

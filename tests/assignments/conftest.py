@@ -1,8 +1,9 @@
 """Points for tests:  python -m pytest tests/assignments/test_a1.py --points results.json
 
-A test marked @pytest.mark.points(n) is worth n points; the docstring of its class names the task. The option prints
-the points by task, and writes them as the JSON that Gradescope reads. On Linux each scored test runs in a process of
-its own, so that an endless loop or a crash costs the points of that test, and no others.
+A test marked @pytest.mark.points(n) is worth n points, and the docstring of its class names the
+task. The option prints the points by task and writes them as the JSON that Gradescope reads. On
+Linux each scored test runs in a process of its own, so an endless loop or a crash costs the points
+of that test alone.
 """
 
 import json
@@ -14,14 +15,15 @@ import pytest
 import torch
 from _pytest.runner import runtestprotocol
 
-TIME_LIMIT = 5  # seconds of computing for a test; each takes a small part of one
-PATIENCE = 10  # times as many seconds may pass on a busy machine, or asleep
-OWN = "own_condition.py"  # the only file to hand in that does not lie in minicnet/
-SHORT_LIMIT = 2  # after one ran out of time: an endless loop may be met in many tests
+TIME_LIMIT = 5  # seconds of computing for a test, which needs a small part of one
+PATIENCE = 10  # times as many seconds may pass, because the machine may be busy
+SHORT_LIMIT = 2  # after a test ran out of time, because many tests may meet the same endless loop
+OWN = "own_condition.py"  # the only file to hand in that is not in minicnet/
 
 
 def pytest_addoption(parser):
-    parser.addoption("--points", metavar="JSON", help="print the points by task, and write them to this file")
+    parser.addoption("--points", metavar="JSON",
+                     help="print the points by task, and write them to this file")
 
 
 def pytest_configure(config):
@@ -30,7 +32,7 @@ def pytest_configure(config):
 
 
 class Scores:
-    """Keeps the score of every test with points. The file is right at any time, even if this process is killed."""
+    """Keep the score of every test with points. The file is always up to date."""
 
     def __init__(self, path):
         self.path, self.tests, self.tasks = path, {}, {}
@@ -39,8 +41,9 @@ class Scores:
         for item in session.items:
             if marker := item.get_closest_marker("points"):
                 self.tasks[item.nodeid] = task = item.cls.__doc__
-                self.tests[item.nodeid] = {"name": f"{task}: {item.name[5:].replace('_', ' ')}", "score": 0,
-                                           "max_score": marker.args[0], "output": "was not run"}
+                name = f"{task}: {item.name[5:].replace('_', ' ')}"
+                self.tests[item.nodeid] = {"name": name, "score": 0, "max_score": marker.args[0],
+                                           "output": "was not run"}
         self.write()
 
     def pytest_runtest_logreport(self, report):
@@ -61,7 +64,8 @@ class Scores:
             return
         terminalreporter.section("points")
         for task in [*dict.fromkeys(self.tasks.values()), "total"]:
-            tests = [test for node, test in self.tests.items() if task in ("total", self.tasks[node])]
+            tests = [test for node, test in self.tests.items()
+                     if task in ("total", self.tasks[node])]
             score, most = (sum(test[key] for test in tests) for key in ("score", "max_score"))
             terminalreporter.line(f"{task:<50} {score:>3} / {most}")
 
@@ -75,15 +79,15 @@ def pytest_runtest_makereport(item, call):
 
 
 def explanation(excinfo):
-    """Why a scored test failed, in a line or two, without the test's own code."""
+    """Explain in a line or two why a scored test failed, without the test's own code."""
     error = excinfo.value
     if isinstance(error, pytest.fail.Exception):
         return str(error)
-    yours = [entry for entry in excinfo.traceback if entry.path.parent.name == "minicnet" or entry.path.name == OWN]
     place = ""
-    if yours:
-        path = yours[-1].path
-        place = f" ({path.parent.name}/{path.name}, line {yours[-1].lineno + 1}, {yours[-1].name})"
+    for entry in excinfo.traceback:
+        folder = entry.path.parent.name
+        if folder == "minicnet" or entry.path.name == OWN:
+            place = f" ({folder}/{entry.path.name}, line {entry.lineno + 1}, {entry.name})"
     if isinstance(error, NotImplementedError):
         return f"not written yet{place}"
     return f"your code raised {type(error).__name__}: {error}{place}"
@@ -102,20 +106,22 @@ def pytest_runtest_protocol(item):
 
 
 def run_apart(item):
-    """Runs a test in a child of this process. Returns the test's reports, or one that says how the child died."""
+    """Run a test in a child process. Returns its reports, or one that says how the child died."""
     global time_limit
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            for timer, clock, limit in ((signal.SIGPROF, signal.ITIMER_PROF, time_limit),
-                                        (signal.SIGALRM, signal.ITIMER_REAL, PATIENCE * time_limit)):
-                signal.signal(timer, signal.SIG_DFL)  # which ends the process: no `except` can stop it
-                signal.setitimer(clock, limit)
+            # The default action of these signals ends the process, and no `except` can stop it.
+            signal.signal(signal.SIGPROF, signal.SIG_DFL)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_PROF, time_limit)
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE * time_limit)
             torch.set_num_threads(1)  # a pool of threads does not survive the fork
-            item.config.option.tbstyle = "native"  # the quickest: `explanation` replaces tracebacks
+            item.config.option.tbstyle = "native"  # the quickest: `explanation` replaces it
             to_json = item.config.hook.pytest_report_to_serializable
-            reports = [to_json(config=item.config, report=report) for report in runtestprotocol(item, log=False)]
+            reports = [to_json(config=item.config, report=report)
+                       for report in runtestprotocol(item, log=False)]
             with open(writing, "w") as pipe:
                 json.dump(reports, pipe)
         finally:
@@ -131,7 +137,8 @@ def run_apart(item):
         reason = f"took more than {time_limit} seconds: is there a loop that does not end?"
         time_limit = SHORT_LIMIT
     else:
-        reason = f"Python itself was ended{f' by signal {killed_by}' * bool(killed_by)} while your code ran"
+        by = f" by signal {killed_by}" if killed_by else ""
+        reason = f"Python itself was ended{by} while your code ran"
     return [pytest.TestReport(item.nodeid, item.location, {}, "failed", reason, "call")]
 
 

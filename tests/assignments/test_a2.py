@@ -1,284 +1,323 @@
-"""Assignment 2: the UNet. Each class is a task; each test looks at one idea in it, and at no other task's function."""
+"""Assignment 2: the UNet. Each class tests one task. Stand-ins replace your other functions."""
 
 import pytest
 import torch
-from checking import check, close, waves, with_waves
+from checking import check, close, samples, waves, with_waves
 from torch import nn
 
+from minicnet import unet, words
+from minicnet.words import Words
+
 POINTS = pytest.mark.points
-RES_BLOCK = [-0.38856, 0.60413, 0.27354]  # some numbers of right results
-WEIGHTS = [0.54335, 0.0513, 0.5727]
-CROSS = [4.86920, -4.06949, 0.71508]
+# Numbers of right results, for inputs that are the same on every machine.
+RES_BLOCK = [0.02437, 0.10476, -0.15826, 0.25817, -0.11587, -0.04527]
+SAME_WIDTH = [0.15566, -0.74859, -0.83259, -1.34041, -0.97678, -0.66827]
+ATTENTION = [0.41479, 0.00296, 0.03847, 0.16608, 0.6666, 0.0033, 0.01448, 0.48543]
+ATTEND = [-0.46953, 0.25953, -0.71634, 1.20976, -0.80943, 1.68202, -0.90981, 1.44561]
+SELF_QUERIES = [0.64128, 0.92024, -2.31565, -2.49106, 1.84803, -0.55483]
+SELF_KEYS = [-4.54682, -2.52199, -1.51705, -1.50363, -2.4909, -2.16979]
+SELF_VALUES = [1.8862, 0.78613, 3.21156, 3.37615, -0.16673, 1.97716]
+SELF_RESULT = [0.61572, -3.07474, -2.14012, -4.0402, -4.87739, -5.01625]
+CROSS_QUERIES = [0.64128, 0.92024, -2.31565, -2.49106, 1.84803, -0.55483]
+CROSS_KEYS = [-2.97517, -1.96358, 0.4371, 2.59313, 3.25732, -2.91852]
+CROSS_VALUES = [0.93016, -0.6989, -1.48309, -1.68216, -1.7067, 0.81804]
+CROSS_RESULT = [1.45042, 3.26163, 2.75018, 0.01663, 0.75572, 1.59022]
 
 
 class TestTimestepEmbedding:
     """1. timestep_embedding"""
 
     def embed(self, t, dim):
-        from minicnet.unet import timestep_embedding
-        found = timestep_embedding(torch.tensor(t), dim)
-        check(found.shape == (len(t), dim), "the result has one row of `dim` numbers for each timestep")
-        check(found.dtype == torch.float32, "t holds integers: what must it become before it is multiplied?")
+        found = unet.timestep_embedding(torch.tensor(t), dim)
+        check(found.shape == (len(t), dim), "there is one row of `dim` numbers per timestep")
+        check(found.dtype == torch.float32, "t holds integers: which dtype should the angles have?")
         return found
 
     @POINTS(2)
-    def test_sines_come_before_cosines(self):
-        check(close(self.embed([0], 6), [[0, 0, 0, 1, 1, 1]]), "sine and cosine of 0 tell which column is which: all "
-              "sines come first, then all cosines")
+    def test_sines_and_cosines(self):
+        check(close(self.embed([0], 6), [[0, 0, 0, 1, 1, 1]]), "the sine of 0 is 0 and its cosine "
+              "is 1: all sines come first, then all cosines")
         found = self.embed([3, 999], 10)
-        check(close(found[:, :5] ** 2 + found[:, 5:] ** 2, torch.ones(2, 5)), "each frequency has one sine and one "
-              "cosine of the same angle")
-
-    @POINTS(1)
-    def test_the_highest_frequency(self):
-        found = self.embed([1, 2, 500], 8)
-        check(close(found[:, 0], [0.84147, 0.90930, -0.46777]), "the first frequency is 1: its angle is t itself, in "
-                                                                "radians")
+        check(close(found[:, :5] ** 2 + found[:, 5:] ** 2, torch.ones(2, 5)),
+              "each frequency has one sine and one cosine, of the same angle")
+        check(close(self.embed([1, 2, 500], 8)[:, 0], [0.84147, 0.90930, -0.46777]),
+              "the first frequency is 1, so its angle is t itself, in radians")
 
     @POINTS(2)
-    def test_frequencies_fall_in_equal_ratios(self):
+    def test_frequencies_fall_by_equal_factors(self):
         found = self.embed([100], 8)[0, :4]
-        check(close(found[2], 0.84147), "of four frequencies the third is 1/100 (10000^-(2/4)): what is in the "
-                                        "exponent, and what is divided by what?")
-        check(close(found, [-0.50637, -0.54402, 0.84147, 0.09983]), "frequencies fall by the same *factor*, not by the "
-                                                                    "same difference")
-        check(close(self.embed([100], 4)[0, :2], [-0.50637, 0.84147]), "does your code hold for every dim?")
+        check(close(found[2], 0.84147), "the third of four frequencies is 1/100 = 10000^(-2/4): "
+              "what is in the exponent, and by what is it divided?")
+        check(close(found, [-0.50637, -0.54402, 0.84147, 0.09983]), "frequencies fall by the same "
+              "*factor* from one to the next, not by the same difference")
+        check(close(self.embed([100], 4)[0, :2], [-0.50637, 0.84147]), "does it hold for any dim?")
 
 
 class TestResBlock:
     """2. ResBlock.forward"""
 
-    def block(self, out_channels=8, scale=0.3):
-        from minicnet.unet import ResBlock
-        return with_waves(ResBlock(8, out_channels, 4), scale), waves(2, 8, 3, 5), waves(2, 4, phase=1)
-
-    @POINTS(1)
-    def test_the_shortcut(self):
-        for out_channels in (8, 16):
-            block, x, emb = self.block(out_channels)
-            nn.init.zeros_(block.conv2.weight)
-            nn.init.zeros_(block.conv2.bias)
-            found = block(x, emb)
-            check(found.shape == (2, out_channels, 3, 5), "the result has out_channels channels and the size of x")
-            check(close(found, block.shortcut(x)), "when the last convolution gives zero, what must be left? x itself, "
-                  "brought to the right number of channels, and nothing done to it")
+    def block(self, out_channels):
+        block = with_waves(unet.ResBlock(8, out_channels, 4))
+        return block, waves(2, 8, 3, 5), waves(2, 4, phase=1)
 
     @POINTS(2)
     def test_the_embedding_reaches_every_pixel(self):
         block, x, emb = self.block(16)
         nn.init.zeros_(block.conv1.weight)
-        with torch.no_grad():
-            block.conv2.weight[:, :, [0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0, 2, 0, 1, 2]] = 0  # now a 1x1 convolution
+        with torch.no_grad():  # now conv2 is a 1x1 convolution
+            block.conv2.weight[:, :, [0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0, 2, 0, 1, 2]] = 0
         found = block(x, emb) - block.shortcut(x)
+        check(found.shape == (2, 16, 3, 5), "the result is (B, C_out, H, W)")
         check(not close(found[0], found[1]), "each image has its own embedding: does it arrive?")
-        check(close(found, found[:, :, :1, :1].expand_as(found)),
-              "the embedding is one vector (B, C_out) for the whole image: which axes does it lack to be added to (B, "
-              "C_out, H, W)?")
+        check(close(found, found[:, :, :1, :1].expand_as(found)), "the embedding is one vector "
+              "(B, C_out) for the whole image: which axes must it gain?")
 
     @POINTS(3)
     def test_all_in_order(self):
-        block, x, emb = self.block(16)
-        found = block(x, emb)[[0, 0, 1], [0, 3, 9], [0, 1, 2], [1, 0, 4]]
-        check(close(found, RES_BLOCK), "the parts are there, but the result differs. From the inside of the formula "
-              "to the outside: norm, silu, conv; then the embedding; then norm, silu, conv again; then the shortcut")
+        for out_channels, expected in ((16, RES_BLOCK), (8, SAME_WIDTH)):
+            block, x, emb = self.block(out_channels)
+            found = block(x, emb)
+            plain = block.conv2.requires_grad_(False)
+            nn.init.zeros_(plain.weight)
+            nn.init.zeros_(plain.bias)
+            check(close(block(x, emb), block.shortcut(x)), "when the last convolution gives zero, "
+                  "what must be left? x itself, with the right number of channels")
+            check(close(samples(found), expected), "the result differs. Read the formula from the "
+                  "inside: norm, silu, conv; add the embedding; norm, silu, conv; add the shortcut")
 
 
-class TestAttention:
-    """3. attention_weights and attend"""
+class TestAttentionWeights:
+    """3. attention_weights"""
 
     def weights(self, q, k, *arguments):
-        from minicnet.words import attention_weights
-        found = attention_weights(q, k, *arguments)
+        found = words.attention_weights(q, k, *arguments)
         check(found.shape == (len(q), arguments[0], q.shape[1], k.shape[1]),
-              "the weights are (B, heads, N, M): a row for each place that asks, in it one for each that is looked at")
+              "the weights are (B, heads, N, M): one row per query, one column per key")
         return found
 
-    @POINTS(1)
-    def test_the_weights_of_a_place_sum_to_1(self):
+    @POINTS(2)
+    def test_each_row_sums_to_1(self):
         found = self.weights(waves(2, 3, 8, scale=3.0), waves(2, 5, 8, phase=1), 2)
-        check(close(found.sum(-1), torch.ones(2, 2, 3)), "each place shares out a whole of 1 among those it looks at: "
-                                                         "over which axis does softmax sum to 1?")
+        check(close(found.sum(-1), torch.ones(2, 2, 3)), "the weights that a query gives to all "
+              "keys sum to 1: over which axis does softmax run?")
+        check((found > 0).all(), "every weight is positive: where is the exponential?")
 
     @POINTS(2)
     def test_heads_and_scale(self):
-        q = 2**0.5 * torch.tensor([[[1.0, 0.0, 0.0, 1.0]]])  # (1, 1, 4), two heads of two channels
-        k = torch.tensor([[[1.0986123, 0.0, 0.0, 0.0], [0.0, 5.0, 9.0, 1.3862944]]])  # ln 3 and ln 4
-        check(close(self.weights(q, k, 2), [[[[0.75, 0.25]], [[0.2, 0.8]]]]), "the scores of the first head are ln 3 "
-              "and 0, of the second 0 and ln 4. Does each head have its own channels, one head's after the other's? "
-              "Is d the width of one head?")
-        check(close(self.weights(0 * q, k, 1), [[[[0.5, 0.5]]]]), "who asks nothing looks at all alike")
+        q = 2**0.5 * torch.tensor([[[1.0, 0.0, 0.0, 1.0]]])  # (1, 1, 4): two heads, d = 2
+        k = torch.tensor([[[1.0986123, 0.0, 0.0, 0.0], [0.0, 5.0, 9.0, 1.3862944]]])
+        check(close(self.weights(q, k, 2), [[[[0.75, 0.25]], [[0.2, 0.8]]]]), "the scores of the "
+              "first head should be ln 3 and 0, those of the second 0 and ln 4. Does each head "
+              "have channels of its own, those of one head side by side? Is d one head's width?")
+        found = self.weights(waves(2, 3, 8, scale=3.0), waves(2, 5, 8, phase=1), 2)
+        check(close(samples(found, 8), ATTENTION), "with several queries the weights are wrong: "
+              "splitting C into (heads, d) and exchanging two axes are different steps")
 
     @POINTS(2)
-    def test_what_is_masked_is_not_looked_at(self):
-        mask = torch.tensor([[True, True, False, True, False], [True, False, False, False, False]])
+    def test_masked_keys_get_nothing(self):
+        mask = torch.tensor([[True, True, False, True, False], [True] + 4 * [False]])
         found = self.weights(waves(2, 3, 8), waves(2, 5, 8, phase=1, scale=3.0), 2, mask)
-        check(not found.isnan().any(), "there is a weight that is no number")
-        check(not found.mT[0, :, [2, 4]].any() and not found.mT[1, :, 1:].any(),
-              "nothing may be taken from where mask is False: what must a score be, for softmax to make 0 of it?")
-        check(close(found.sum(-1), torch.ones(2, 2, 3)), "the others still share out a whole of 1: do you mask before "
-                                                         "or after softmax?")
+        check(found.isfinite().all(), "some weights are not finite")
+        check(not found.mT[0, :, [2, 4]].any() and not found.mT[1, :, 1:].any(), "a key whose mask "
+              "is False must get no weight: which score does softmax turn into 0?")
+        check(close(found.sum(-1), torch.ones(2, 2, 3)), "the weights of the other keys still sum "
+              "to 1: do you mask before or after softmax?")
+
+
+class TestAttend:
+    """4. attend"""
 
     @POINTS(2)
-    def test_each_place_gets_what_it_looks_at(self):
-        from minicnet.words import attend
+    def test_values_and_channels(self):
         v, order = waves(2, 3, 8), [2, 0, 1, 1]
-        found = attend(torch.eye(3)[order].expand(2, 2, 4, 3), v)
-        check(found.shape == (2, 4, 8), "N places get C channels each: (B, N, C)")
-        check(close(found, v[:, order]), "a place that looks at one other only gets what is there, all channels of it: "
-              "are places and channels mixed up, on the way to heads or on the way back?")
+        found = words.attend(torch.eye(3)[order].expand(2, 2, 4, 3), v)
+        check(isinstance(found, torch.Tensor) and found.shape == (2, 4, 8),
+              "each of the N queries gets C channels: (B, N, C)")
+        check(close(found, v[:, order]), "a query that gives all its weight to one key gets the "
+              "value there, with all its channels in order: are locations and channels mixed up, "
+              "on the way to heads or on the way back?")
+        weights = waves(2, 2, 4, 3, phase=1)
+        check(close(samples(words.attend(weights, v), 8), ATTEND), "the result is a sum of values, "
+              "weighted by the weights: which two matrices are multiplied?")
 
     @POINTS(1)
     def test_each_head_has_its_own_channels(self):
-        from minicnet.words import attend
         weights = torch.tensor([[[[0.75, 0.25]], [[0.2, 0.8]]]])
         v = torch.tensor([[[1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 30.0, 40.0]]])
-        check(close(attend(weights, v), [[[3.25, 6.5, 24.6, 32.8]]]),
-              "the first head's weights belong to the first half of the channels, the second's to the second")
+        check(close(words.attend(weights, v), [[[3.25, 6.5, 24.6, 32.8]]]), "the first head's "
+              "weights act on the first half of the channels, and the second's on the second")
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Replace attention_weights and attend by stand-ins, and record their arguments."""
+    calls = {}
+
+    def attention_weights(q, k, heads, mask=None):
+        calls.update(q=q, k=k, heads=heads, mask=mask)
+        return waves(len(q), heads, q.shape[1], k.shape[1], phase=2)
+
+    def attend(weights, v):
+        calls.update(weights=weights, v=v)
+        return waves(len(v), weights.shape[2], v.shape[2], phase=3)
+
+    monkeypatch.setattr(unet, "attention_weights", attention_weights)
+    monkeypatch.setattr(unet, "attend", attend)
+    return calls
+
+
+def check_result(block, found, x, expected):
+    check(found.shape == x.shape, "the result has the shape of x")
+    check(not close(found - x, torch.zeros_like(x)), "nothing is added to x")
+    check(close(samples(found), expected), "the result differs. What `attend` returns goes through "
+          "`proj`, each location returns to its row and column, and x itself is added")
+
+
+class TestSelfAttention:
+    """5. SelfAttention.forward"""
+
+    @pytest.fixture
+    def attention(self, calls):
+        return with_waves(unet.SelfAttention(8, heads=2), scale=0.8)
+
+    @POINTS(1)
+    def test_queries_keys_and_values(self, attention, calls):
+        attention(waves(2, 8, 3, 5))
+        check(set(calls) >= {"q", "k", "v"}, "call `attention_weights`, then `attend`")
+        check(calls["q"].shape == calls["k"].shape == calls["v"].shape == (2, 15, 8),
+              "each of the H*W locations has a query, a key and a value of C channels")
+        check(calls["heads"] == 2 and calls["mask"] is None, "there are `self.heads` heads, and "
+              "no location is masked")
+        check(close(samples(calls["q"]), SELF_QUERIES) and close(samples(calls["k"]), SELF_KEYS)
+              and close(samples(calls["v"]), SELF_VALUES), "x is normed first, and each location "
+              "becomes a row. `qkv` then gives the queries, the keys and the values, in this order")
+
+    @POINTS(2)
+    def test_the_result(self, attention, calls):
+        x = waves(2, 8, 3, 5)
+        check_result(attention, attention(x), x, SELF_RESULT)
+        check(close(calls["weights"], waves(2, 2, 15, 15, phase=2)), "`attend` gets the weights "
+              "that `attention_weights` returned")
 
 
 class TestCrossAttention:
-    """4. CrossAttention"""
+    """6. CrossAttention"""
 
     @pytest.fixture
-    def attention(self, monkeypatch):
-        """A CrossAttention of 2 heads; `attention_weights` and `attend` are not yours."""
-        from minicnet import unet
-
-        def attention_weights(q, k, heads, mask=None):
-            q, k = (x.view(*x.shape[:2], heads, -1).permute(0, 2, 1, 3) for x in (q, k))
-            mask = None if mask is None else mask[:, None, None].expand(-1, heads, q.shape[2], -1)
-            everything = torch.eye(k.shape[2]).expand(*k.shape[:3], -1)
-            return nn.functional.scaled_dot_product_attention(q, k, everything, mask)
-
-        def attend(weights, v):
-            return torch.einsum("bhnm,bmhd->bnhd", weights, v.view(*v.shape[:2], weights.shape[1], -1)).flatten(2)
-
-        monkeypatch.setattr(unet, "attention_weights", attention_weights)
-        monkeypatch.setattr(unet, "attend", attend)
+    def attention(self, calls):
         return with_waves(unet.CrossAttention(8, 6, heads=2), scale=0.8)
 
-    def words(self, phase=1.0):
-        """Of two prompts of four words; the last two words of the second are padding."""
-        from minicnet.words import Words
-        return Words(waves(2, 4, 6, phase=phase), torch.tensor([[True] * 4, [True, True, False, False]]))
+    @pytest.fixture
+    def prompt(self):
+        """Return two encoded prompts of four words, the second with two of padding."""
+        mask = torch.tensor([[True] * 4, [True, True, False, False]])
+        return Words(waves(2, 4, 6, phase=1), mask)
 
     @POINTS(1)
-    def test_places_look_at_words(self, attention):
-        x, words = waves(2, 8, 3, 5), self.words()
-        found = attention.weights(x, words)
-        check(found.shape == (2, 2, 15, 4), "each of the H*W places has a weight for each word: (B, heads, H*W, L). "
-                                            "Who asks, places or words?")
-        check(not found[1, :, :, 2:].any(), "nothing is to be taken from padding: who knows where it is?")
-        check(close(found[[0, 0, 1], [0, 1, 1], [0, 7, 14], [1, 3, 0]], WEIGHTS),
-              "the weights differ: is x normed, and who is q, who k?")
-
-    @POINTS(1)
-    def test_the_shortcut(self, attention):
-        nn.init.zeros_(attention.proj.weight)
-        nn.init.zeros_(attention.proj.bias)
-        x = waves(2, 8, 3, 5)
-        check(close(attention(x, None, self.words()), x), "when the projection gives zero, x itself must be left")
+    def test_its_weights(self, attention, calls, prompt):
+        found = attention.weights(waves(2, 8, 3, 5), prompt)
+        check(calls.get("q") is not None and calls["q"].shape == (2, 15, 8)
+              and calls["k"].shape == (2, 4, 8), "the H*W locations ask, and the L words answer: "
+              "whose are the queries, and whose are the keys?")
+        check(calls["heads"] == 2 and calls["mask"] is prompt.mask, "padding must get no weight, "
+              "in any of `self.heads` heads: who knows where it is?")
+        check(close(samples(calls["q"]), CROSS_QUERIES) and close(samples(calls["k"]), CROSS_KEYS),
+              "x is normed, and `q` makes the queries of it; `k` makes the keys of the words")
+        check(close(found, waves(2, 2, 15, 4, phase=2)), "the weights themselves are returned")
 
     @POINTS(2)
-    def test_values_come_from_words(self, attention):
+    def test_the_result(self, attention, calls, prompt):
+        attention.weights = lambda x, words: waves(2, 2, 15, 4, phase=5)
         x = waves(2, 8, 3, 5)
-        found = attention(x, None, self.words())
-        check(found.shape == x.shape, "the result has the shape of x")
-        check(not close(found, attention(x, None, self.words(phase=2.0))), "other words make no difference")
-        check(close((found - x)[[0, 0, 1], [0, 3, 7], [0, 1, 2], [1, 0, 3]], CROSS),
-              "the result differs. What is taken is v, of words; then comes the projection, then each place goes back "
-              "to its row and column")
+        found = attention(x, None, prompt)
+        check(close(calls["weights"], waves(2, 2, 15, 4, phase=5)), "the weights are those of "
+              "your own method `weights`")
+        check(calls["v"].shape == (2, 4, 8) and close(samples(calls["v"]), CROSS_VALUES),
+              "the values are made of the words, by `v`")
+        check_result(attention, found, x, CROSS_RESULT)
 
 
-TOLD = torch.ones(1, 32), "words"  # what every block is told: emb and words
-
-
-def was_told(block):
-    return all(a is b for a, b in zip(getattr(block, "given", [None]), TOLD))
+EMBEDDED = torch.ones(1, 32), "words"  # the emb and words that every block should get
 
 
 class Adds(nn.Module):
-    """A block that adds a number, and remembers with what it was called."""
+    """A block that adds a number, and checks how it is called."""
 
     def __init__(self, number):
         super().__init__()
         self.number = number
 
     def forward(self, x, emb, words):
-        self.given = emb, words
+        check(emb is EMBEDDED[0] and words is EMBEDDED[1], "every block is called with (h, emb, "
+              "words), in this order")
         return x + self.number
 
 
 class TestRest:
-    """5. Encoder.rest"""
+    """7. Encoder.rest"""
 
     def run(self):
-        from minicnet.unet import Encoder
-        encoder = Encoder(1, 8, (1, 2), 1, 1)
+        encoder = unet.Encoder(1, 8, (1, 2), 1, 1)
         encoder.stages = nn.ModuleList([Adds(1), Adds(10), Adds(100)])
         encoder.middle = Adds(1000)
-        result = encoder.rest(torch.zeros(1, 1, 1, 1), *TOLD)
-        check(isinstance(result, tuple) and len(result) == 2, "two things are returned: the skips, then the middle")
-        blocks = [*encoder.stages, encoder.middle]
-        check(all(map(was_told, blocks)), "every block is called once, with (h, emb, words)")
-        return result
+        result = encoder.rest(torch.zeros(1, 1, 1, 1), *EMBEDDED)
+        check(isinstance(result, tuple) and len(result) == 2, "two things are returned: the list "
+              "of skips, and then the middle")
+        return [int(skip) for skip in result[0]], int(result[1])
 
     @POINTS(2)
     def test_the_skips(self):
-        skips = [int(skip) for skip in self.run()[0]]
-        check(len(skips) == 4, f"h itself and the result of each of the 3 stages are skips, so 4, but not {len(skips)}")
+        skips, _ = self.run()
+        check(len(skips) == 4, "h itself and the result of each of the three stages are skips, "
+              f"which makes 4, not {len(skips)}")
         check(skips[0] == 0, "the first skip is h as it came in")
-        check(sorted(skips) == skips, "the skips are to be listed from first to last")
-        check(skips == [0, 1, 11, 111], "each stage goes on from what the stage before it gave")
+        check(skips == [0, 1, 11, 111], "each stage continues from the stage before it, and the "
+              "list is in this order")
 
     @POINTS(1)
     def test_the_middle(self):
-        check(int(self.run()[1]) == 1111, "the middle goes on from what the last stage gave")
+        check(self.run()[1] == 1111, "the middle block runs once, on the last stage's result")
 
 
 class Records(nn.Module):
-    """A decoder stage that remembers its inputs and gives the first channel, plus 1."""
+    """A decoder stage that records its input, and returns the first channel plus 1."""
 
     def forward(self, x, emb, words):
-        self.x, self.given = x, (emb, words)
+        check(emb is EMBEDDED[0] and words is EMBEDDED[1], "every stage is called with (h and "
+              "skip, emb, words), in this order")
+        check(x.shape == (1, 2, 2, 3), "h and skip are put side by side as channels")
+        self.given = x[0, :, 0, 0].tolist()
         return x[:, :1] + 1
 
 
 class TestDecoder:
-    """6. Decoder.forward"""
+    """8. Decoder.forward"""
 
     def run(self):
-        """What each of three stages was given, (2,) channels each, and the result."""
-        from minicnet.unet import Decoder
-        decoder = Decoder(1, [8, 8, 8], 8, (1,), 2, 1)
+        """Return what each of three stages was given, as (h, skip), and the final image."""
+        decoder = unet.Decoder(1, [8, 8, 8], 8, (1,), 2, 1)
         decoder.stages = nn.ModuleList([Records(), Records(), Records()])
         decoder.norm_out = decoder.conv_out = nn.Identity()
         skips = [torch.full((1, 1, 2, 3), value) for value in (10.0, 20.0, 30.0)]
-        image = decoder(skips, torch.full((1, 1, 2, 3), 5.0), *TOLD)
+        image = decoder(skips, torch.full((1, 1, 2, 3), 5.0), *EMBEDDED)
         check([skip.mean().item() for skip in skips] == [10.0, 20.0, 30.0],
-              "the list of skips belongs to the caller: it must stay as it is")
-        for stage in decoder.stages:
-            check(was_told(stage), "every stage is called once, with (h and skip, emb, words)")
-            check(stage.x.shape == (1, 2, 2, 3), "skip and h are put side by side as channels: nothing is added")
-        return [stage.x[0, :, 0, 0].tolist() for stage in decoder.stages], image
+              "the list of skips belongs to the caller and must not change")
+        check(all(hasattr(stage, "given") for stage in decoder.stages), "every stage runs once")
+        return [stage.given for stage in decoder.stages], image
 
     @POINTS(2)
-    def test_the_last_skip_comes_first(self):
+    def test_the_order_of_the_skips(self):
         given, _ = self.run()
-        check({30.0} <= set(given[0]), "the first stage continues the middle, at the coarsest resolution: which of the "
-                                       "skips has that resolution?")
+        check(30.0 in given[0], "the first stage continues from the middle, at the coarsest "
+              "resolution: which of the skips has this resolution?")
         check([set(pair) & {10.0, 20.0, 30.0} for pair in given] == [{30.0}, {20.0}, {10.0}],
-              "each stage takes one skip, in the order opposite to the encoder's")
+              "each stage takes one skip, in the opposite order to the encoder's")
+        check(all(pair[1] >= 10 for pair in given), "h comes first, and then the skip")
 
     @POINTS(1)
-    def test_stages_go_on_from_each_other(self):
-        given, _ = self.run()
-        check(5.0 in given[0], "the first stage starts from the middle")
-        check([pair[0] for pair in given] == [5.0, 6.0, 7.0], "each stage goes on from what the one before it gave; in "
-              "the pair of channels, h is first and the skip second")
-
-    @POINTS(1)
-    def test_the_result(self):
-        _, image = self.run()
-        check(close(image, torch.full((1, 1, 2, 3), 7.99732)), "what the last stage gives goes to the output layers: "
-                                                               "is it named h?")
+    def test_the_stages_form_a_chain(self):
+        given, image = self.run()
+        check([min(pair) for pair in given] == [5.0, 6.0, 7.0],
+              "the first stage starts from the middle, and each other from the one before it")
+        check(close(image, torch.full((1, 1, 2, 3), 7.99732)), "the output layers read what the "
+              "last stage returned: is it called h?")
