@@ -558,7 +558,7 @@ def test_the_gradescope_archive_grades_in_an_empty_folder(trees, tmp_path):
     make_student.make_archive("a1", trees / "a1", tmp_path / "autograder.zip")
     right = written(trees / "a1", "a1", RIGHT["a1"])["minicnet/diffusion.py"]
     wrong = right.replace("torch.sqrt(left) * x_0", "left * x_0")
-    submissions = {30: {"diffusion.py": right}, 26: {"diffusion.py": wrong}, 0: {}}
+    submissions = {30: {"diffusion.py": right}, 28: {"diffusion.py": wrong}, 0: {}}
     for score, submission in submissions.items():
         home = tmp_path / str(score)
         for folder in ("source", "submission", "results"):

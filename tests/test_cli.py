@@ -1,6 +1,7 @@
 """What the command lines share: values that are refused, and errors that are one sentence."""
 
 import io
+import os
 import subprocess
 import sys
 
@@ -61,7 +62,8 @@ def test_of_several_processes_only_the_first_prints(monkeypatch, capsys):
 def test_a_reader_who_leaves_ends_the_program_without_a_traceback(count):
     code = f"from minicnet import cli; input(); cli.run(lambda: print('x' * {count}))"
     program = subprocess.Popen([sys.executable, "-c", code], text=True, stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               env={**os.environ, "PYTHONUNBUFFERED": ""})
     program.stdout.close()  # as `| head` does
     _, errors = program.communicate("\n", timeout=120)
     assert program.returncode == 1 and errors == ""

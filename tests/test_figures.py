@@ -68,14 +68,6 @@ def test_long_texts_stand_beside_the_images_and_are_not_cut(columns):
     assert (box.y0 + box.y1) / 2 == pytest.approx(sheet.y0 + 0.75 * sheet.height, abs=5)
 
 
-def test_the_title_of_a_single_image_is_not_cut():
-    title = "a red seven on navy paper, guidance 2"
-    fig = samples_sheet({"images": torch.zeros(1, 1, 1, 28, 28)}, title)
-    fig.draw_without_rendering()
-    box = fig.get_tightbbox()
-    assert 0 <= box.x0 and box.x1 <= fig.get_figwidth() and box.y1 <= fig.get_figheight()
-
-
 def test_curves_go_through_the_numbers_of_the_logs_and_say_what_they_show():
     fig = curves()
     left, middle, right = (

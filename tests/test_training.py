@@ -306,7 +306,7 @@ trainer = Trainer(unet, lambda net, x_0, prompt: lambda x_t, t: net(x_t, t, prom
                   torch.zeros(64, 1, 8, dtype=torch.int64), Recipe(100, 32), unet.schedule)
 trainer.step()
 start = time.perf_counter()
-for _ in range(40):
+for _ in range(15):
     trainer.step()
 print(time.perf_counter() - start)
 """

@@ -1,1 +1,1 @@
-"""The live page: draw, and watch noise become an image that follows the drawing."""
+"""The live page: draw lines, and watch noise become an image that follows them."""

@@ -1,4 +1,4 @@
 from minicnet import cli
-from minicnet.playground import server
+from minicnet.playground import page
 
-cli.run(server.main, server.parse_arguments())
+cli.run(page.main, page.parse_arguments())

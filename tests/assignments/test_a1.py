@@ -57,6 +57,20 @@ def after_drawing(count, shape):
     return generator.get_state()
 
 
+def each_for_itself(function):
+    """Check that an image gets the same result in a batch as alone."""
+    t = torch.tensor([0, 3])
+    for shape in ((2, 2, 2, 2), (2, 2)):  # as many images as columns: pictures, and points
+        first, second = waves(*shape), waves(*shape, phase=2)
+        found = function(first, second, t)
+        check(found.shape == shape, "the result has the shape of the images, whatever their axes")
+        for i in range(2):
+            alone = function(first[i:i + 1], second[i:i + 1], t[i:i + 1])
+            check(close(found[i:i + 1], alone), "in a batch an image gets another result than "
+                  "alone. Every pixel of image i belongs to t[i]: which axis of the images does "
+                  "a table entry of shape (B,) meet, and which one should it meet?")
+
+
 def refuses(function):
     image = torch.zeros(2, 1, 4, 4)
     cases = {
@@ -103,28 +117,20 @@ class TestAddNoise:
     @POINTS(2)
     def test_the_weights_of_image_and_noise(self, schedule):
         one, none = torch.ones(1, 1, 2, 3), torch.zeros(1, 1, 2, 3)
-        t = torch.tensor([3])
-        image, noise = schedule.add_noise(one, none, t), schedule.add_noise(none, one, t)
-        check(image.shape == one.shape, "x_t has the shape of x_0")
-        check(image.mean() < noise.mean(), "late in the schedule, x_t holds more noise than image: "
-              "are the two weights exchanged?")
-        check(close(image, 0.2 * one), "alpha_bar is the fraction of the image's *variance* that "
-              "is left: by which factor do you multiply x_0 itself?")
-        check(close(noise, 0.9797959 * one), "the noise supplies the rest of the *variance*: by "
-              "which factor do you multiply eps itself?")
+        for step, of_image, of_noise in ((3, 0.2, 0.9797959), (1, 0.8, 0.6)):
+            t = torch.tensor([step])
+            image, noise = schedule.add_noise(one, none, t), schedule.add_noise(none, one, t)
+            check(image.shape == one.shape, "x_t has the shape of x_0")
+            check((image.mean() < noise.mean()) == (step == 3), "late in the schedule, x_t holds "
+                  "more noise than image: are the two weights exchanged?")
+            check(close(image, of_image * one), "alpha_bar is the fraction of the image's "
+                  "*variance* that is left: by which factor do you multiply x_0 itself?")
+            check(close(noise, of_noise * one), "the noise supplies the rest of the *variance*: "
+                  "by which factor do you multiply eps itself?")
 
     @POINTS(2)
     def test_each_image_has_its_own_timestep(self, schedule):
-        t, one = torch.tensor([0, 3]), torch.ones(2, 2, 2, 2)  # as many images as columns
-        for images in (one, one[:, 0, 0]):  # pictures (B, C, H, W), and points (B, 2)
-            image = schedule.add_noise(images, 0 * images, t)
-            noise = schedule.add_noise(0 * images, images, t)
-            check(image.shape == images.shape, "x_t has the shape of x_0, whatever its axes")
-            for i, weights in enumerate([(0.9, 0.4358899), (0.2, 0.9797959)]):
-                check(close(image[i], weights[0] * images[i])
-                      and close(noise[i], weights[1] * images[i]), "every pixel of image i must "
-                      "get the noise of t[i]: which axis of the images does a table entry of "
-                      "shape (B,) meet, and which one should it meet?")
+        each_for_itself(schedule.add_noise)
 
     @POINTS(1)
     def test_arguments_that_do_not_fit_are_refused(self, schedule):
@@ -136,22 +142,17 @@ class TestPredictX0:
 
     @POINTS(2)
     def test_it_undoes_add_noise(self, schedule):
-        x_t, t = torch.ones(1, 1, 2, 3), torch.tensor([3])
-        check(close(schedule.predict_x0(x_t, 0 * x_t, t), 5 * x_t), "without noise, x_t is a pale "
-              "x_0: how do you restore its contrast?")
-        check(close(schedule.predict_x0(x_t, x_t, t), 0.1010205 * x_t), "solve the equation of "
-              "add_noise for x_0: what is undone first, and what last?")
+        x_t = torch.ones(1, 1, 2, 3)
+        for step, clean, noisy in ((3, 5.0, 0.1010205), (1, 1.25, 0.5)):
+            t = torch.tensor([step])
+            check(close(schedule.predict_x0(x_t, 0 * x_t, t), clean * x_t), "without noise, x_t "
+                  "is a pale x_0: how do you restore its contrast?")
+            check(close(schedule.predict_x0(x_t, x_t, t), noisy * x_t), "solve the equation of "
+                  "add_noise for x_0: what is undone first, and what last?")
 
     @POINTS(2)
     def test_each_image_has_its_own_timestep(self, schedule):
-        t, one = torch.tensor([0, 3]), torch.ones(2, 2, 2, 2)
-        for images in (one, one[:, 0, 0]):
-            clean = schedule.predict_x0(images, 0 * images, t)
-            noisy = schedule.predict_x0(0 * images, images, t)
-            for i, (a, b) in enumerate([(1.1111111, -0.4843221), (5.0, -4.8989795)]):
-                check(close(clean[i], a * images[i]) and close(noisy[i], b * images[i]),
-                      "every pixel of image i belongs to t[i]: which axis of the images does a "
-                      "table entry of shape (B,) meet?")
+        each_for_itself(schedule.predict_x0)
 
 
 class TestPredictEps:
@@ -159,20 +160,18 @@ class TestPredictEps:
 
     @POINTS(1)
     def test_its_weights(self, schedule):
-        one, t = torch.ones(1, 1, 2, 3), torch.tensor([3])
-        x_t, v = schedule.predict_eps(one, 0 * one, t), schedule.predict_eps(0 * one, one, t)
-        check(x_t.mean() > v.mean(), "late in the schedule, eps is nearly x_t: which of the two "
-              "weights belongs to x_t?")
-        check(close(x_t, 0.9797959 * one) and close(v, 0.2 * one), "which two tables hold the "
-              "weights of Salimans and Ho's formula?")
+        one = torch.ones(1, 1, 2, 3)
+        for step, of_x_t, of_v in ((3, 0.9797959, 0.2), (1, 0.6, 0.8)):
+            t = torch.tensor([step])
+            x_t, v = schedule.predict_eps(one, 0 * one, t), schedule.predict_eps(0 * one, one, t)
+            check((x_t.mean() > v.mean()) == (step == 3), "late in the schedule, eps is nearly "
+                  "x_t: which of the two weights belongs to x_t?")
+            check(close(x_t, of_x_t * one) and close(v, of_v * one), "which two tables hold the "
+                  "weights of Salimans and Ho's formula?")
 
     @POINTS(1)
     def test_each_image_has_its_own_timestep(self, schedule):
-        t, one = torch.tensor([0, 3]), torch.ones(2, 2, 2, 2)
-        x_t, v = schedule.predict_eps(one, 0 * one, t), schedule.predict_eps(0 * one, one, t)
-        for i, weights in enumerate([(0.4358899, 0.9), (0.9797959, 0.2)]):
-            check(close(x_t[i], weights[0] * one[i]) and close(v[i], weights[1] * one[i]),
-                  "every pixel of image i belongs to t[i]: which axis does a table entry meet?")
+        each_for_itself(schedule.predict_eps)
 
 
 class TestLoss:
