@@ -15,7 +15,7 @@ def generate(unet, schedule, prompt, x_T, controls=(), *, guidance=1.0, steps=20
              hook=None):
     """Draw images (B, C, H, W) in [-1, 1] from noise x_T of that shape and prompts (B, L), by DDIM.
 
-    controls: Conditionings or triples (net, condition, scale), whose residuals are summed. A
+    schedule: that of the network, unet.schedule. controls: Conditionings or triples (net, condition, scale), whose residuals are summed. A
     condition of batch 1 serves all images. guidance: the w of `guided`; the conditions go into both
     predictions, so it strengthens the prompt only. steps: of DDIM. progress: show a bar.
     hook(t, x_t, x_0): called at each step, as by `sample_ddim`, for each chunk of images in turn.
@@ -37,9 +37,10 @@ def generate(unet, schedule, prompt, x_T, controls=(), *, guidance=1.0, steps=20
         for start in range(0, B, size):
             part = slice(start, start + size)
             chunk = [control._replace(condition=control.condition[part]) for control in controls]
-            eps_cond = controlled(unet, prompt[part], chunk)
-            eps_uncond = controlled(unet, torch.zeros_like(prompt[part]), chunk)
-            eps_model = guided(eps_cond, eps_uncond, guidance)
+            eps_model = controlled(unet, prompt[part], chunk)
+            if guidance != 1:
+                eps_uncond = controlled(unet, torch.zeros_like(prompt[part]), chunk)
+                eps_model = guided(eps_model, eps_uncond, guidance)
             images.append(sample_ddim(eps_model, schedule, x_T[part], steps, hook=report))
     images = torch.cat(images)
     if not images.isfinite().all():

@@ -1,0 +1,43 @@
+"""Where a program computes, and in which number format."""
+
+import pytest
+import torch
+from torch import nn
+
+from minicnet.devices import autocast, has_fast_bf16, pick_device, place
+from minicnet.errors import UserError
+
+ZEN_4 = {"avx512_bf16": True}
+ZEN_5 = {"avx512_bf16": True, "avx512_vp2intersect": True}
+
+
+@pytest.mark.parametrize("capabilities, fast", [
+    ({}, False), ({"avx2": True, "amx_bf16": False}, False), (ZEN_4, False), (ZEN_5, True),
+    ({"avx512_vp2intersect": True}, False), ({"amx_bf16": True}, True)])
+def test_a_cpu_trains_in_bf16_only_where_that_is_faster_and_else_in_channels_last(
+        monkeypatch, capabilities, fast):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    cpu, net = torch.device("cpu"), nn.Conv2d(2, 2, 3)
+    assert has_fast_bf16(cpu) is fast and not has_fast_bf16(torch.device("mps"))
+    with autocast(cpu):
+        assert net(torch.zeros(1, 2, 3, 3)).dtype == (torch.bfloat16 if fast else torch.float32)
+    assert place(net, cpu) is net and net.weight.is_contiguous() == fast
+    assert net.weight.is_contiguous(memory_format=torch.channels_last) != fast
+
+
+@pytest.mark.parametrize("present, fastest", [("cuda mps", "cuda"), ("mps", "mps"), ("", "cpu")])
+def test_auto_is_the_fastest_device_there_is_and_each_process_has_a_gpu_of_its_own(
+        monkeypatch, present, fastest):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in present)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in present)
+    assert pick_device("auto").type == fastest and pick_device("cpu").type == "cpu"
+    for name in {"tpu", "", "mps", "cuda"} - set(present.split()):
+        with pytest.raises(UserError, match=f"finds no device '{name}'"):
+            pick_device(name)
+    if fastest == "cuda":
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        assert pick_device("cuda") == torch.device("cuda", 1)
+        monkeypatch.setenv("LOCAL_RANK", "2")
+        with pytest.raises(UserError, match="at most the number of GPUs, 2"):
+            pick_device("cuda")
