@@ -16,6 +16,7 @@ import minicnet  # noqa: F401, I001  (before torch: it sets how OpenMP's threads
 
 import dataclasses
 import datetime
+import os
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -42,7 +43,7 @@ DIGITS = dict(base_steps=2200, control_steps=350, batch_size=64, measured=1000,
               model={}, classifier=dict(steps=400, width=16))
 QUICK = dict(base_steps=30, control_steps=20, batch_size=32, measured=64,
              model={}, classifier=dict(steps=100, width=16))
-CIFAR10 = dict(base_steps=24_000, control_steps=4000, batch_size=64, measured=2000,
+CIFAR10 = dict(base_steps=18_000, control_steps=3000, batch_size=64, measured=2000,
                model=dict(channels=48, multipliers=(1, 2, 2)),
                classifier=dict(steps=4000, width=48))
 FILES = ("base.pt", "control.pt", "metrics.json", "samples.png", "learning.png")
@@ -208,17 +209,17 @@ def parse_arguments(argv=None):
     parser.add_argument("--out", type=Path, default=Path("runs/mnist-edges"),
                         help="the run folder")
     parser.add_argument("--seed", type=cli.whole_number(0, 10**9), default=0)
-    for name, most, meaning in (("base_steps", 10**8, "training steps of the base"),
-                                ("control_steps", 10**8, "training steps of the control"),
-                                ("batch_size", 4096, "images in a training step"),
-                                ("measured", 10_000, "test images to measure on")):
-        parser.add_argument("--" + name.replace("_", "-"), type=cli.whole_number(1, most), help=(
+    for name, bounds, meaning in (("base_steps", (1, 10**8), "training steps of the base"),
+                                  ("control_steps", (1, 10**8), "training steps of the control"),
+                                  ("batch_size", (1, 4096), "images in a training step"),
+                                  ("measured", (2, 10_000), "test images to measure on")):
+        parser.add_argument("--" + name.replace("_", "-"), type=cli.whole_number(*bounds), help=(
             f"{meaning}; default {DIGITS[name]}, for CIFAR-10 {CIFAR10[name]}"))
     parser.add_argument("--quick", action="store_true",
                         help="a smoke run of the same path in a minute, with poor digits")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     args = parser.parse_args(argv)
-    if args.base and args.base.resolve() == (args.out / "base.pt").resolve():
+    if args.base and os.path.realpath(args.base) == os.path.realpath(args.out / "base.pt"):
         parser.error("--base lies in the run folder --out: choose another --out")
     settings = QUICK if args.quick else CIFAR10 if args.dataset == "cifar10" else DIGITS
     for name, value in settings.items():

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import os
-import tempfile
+import uuid
 import zipfile
 from pathlib import Path
 
@@ -43,31 +43,40 @@ def write_atomically(path, data):
     A link is followed. Raises UserError if the file cannot be written.
     """
     path = Path(os.path.realpath(path))
-    partial = None
+    # The name is unique, because another process or thread may write the same file.
+    partial = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:40]}.",
-                                         delete=False) as file:
-            partial = file.name  # unique, because another process may write the same path
+        with open(partial, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(partial, 0o666 & ~_umask())
         os.replace(partial, path)
     except OSError as error:
-        if partial:
-            with contextlib.suppress(OSError):
-                os.unlink(partial)
-        kept = "the file that was there is kept" if path.exists() else "nothing was written"
-        raise UserError(f"cannot write {path} ({error.strerror}); {kept}: free some space, or "
-                        "choose another --out") from error
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        kept = "the file that was there is kept" if os.path.exists(path) else "nothing was written"
+        raise UserError(f"cannot write {str(path):.200} ({error.strerror}); {kept}: free some "
+                        "space, or choose another --out") from error
 
 
-def _umask():
-    """Return the process's umask, which can only be read by setting it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+def check_writable(path):
+    """Raise UserError now, rather than after long work, if `path` cannot be written."""
+    path = Path(os.path.realpath(path))
+    if os.path.isdir(path):
+        raise UserError(f"cannot write {path}: it is a folder, so choose another --out")
+    probe = path.with_name("." + path.name)
+    write_atomically(probe, b"")
+    probe.unlink(missing_ok=True)
+
+
+def read_file(path):
+    """Read the bytes of a file that an earlier command wrote. Raises UserError if that fails."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {str(path):.200} ({error.strerror}): train first, or name "
+                        "another file") from error
 
 
 def write_json(path, value):
@@ -88,11 +97,7 @@ def load_checkpoint(path, header):
     Raises UserError for a file that is missing or damaged, is of another format or kind, has
     entries of the wrong type or weights that are not finite, or was made with another header.
     """
-    try:
-        file = io.BytesIO(Path(path).read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read {str(path):.200} ({error.strerror}): train first, or name "
-                        "another file") from error
+    file = io.BytesIO(read_file(path))
     try:
         with zipfile.ZipFile(file) as archive:
             # torch.load does not check for flipped bits, and a compressed archive could fill the
@@ -118,8 +123,7 @@ def load_checkpoint(path, header):
     if "condition" in checkpoint and checkpoint["condition"] not in CONDITIONS:
         raise UserError(f"{path} is for an unknown condition, {checkpoint['condition']!r:.60}: the "
                         f"conditions are {', '.join(CONDITIONS)}")
-    if not all(torch.is_tensor(weight) and weight.isfinite().all()
-               for weight in checkpoint["weights"].values()):
+    if not _all_finite(checkpoint["weights"]):
         raise UserError(f"{path} holds weights that are not finite numbers: train again")
     for name, value in header.items():
         if checkpoint[name] != value:
@@ -127,6 +131,14 @@ def load_checkpoint(path, header):
             raise UserError(f"{path} was made with {name} {found}: keep to the settings and the "
                             "data of its run, or choose another --out")
     return checkpoint
+
+
+def _all_finite(weights):
+    """Return whether every value of a dict is a tensor of finite numbers."""
+    try:
+        return all(weight.isfinite().all() for weight in weights.values())
+    except (AttributeError, RuntimeError):  # no tensor, or one without plain memory
+        return False
 
 
 def load_base(path, image_shape=None):

@@ -55,11 +55,13 @@ def run(main, *args, stopped="stopped"):
         if hasattr(stream, "reconfigure"):  # a character the terminal lacks must not end a run
             stream.reconfigure(errors="replace")
     try:
-        return main(*args)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+        result = main(*args)
+        sys.stdout.flush()
+        return result
     except BrokenPipeError:  # the reader has gone, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except (UserError, OSError) as error:  # such as a path that is too long
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(f"\n{stopped}")

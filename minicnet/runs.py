@@ -6,6 +6,7 @@ import signal
 import threading
 from contextlib import contextmanager
 
+from minicnet.checkpoints import check_writable
 from minicnet.errors import UserError
 
 LOCK = []  # the open descriptor of the run folder that this process has locked
@@ -22,8 +23,7 @@ def open_run(out, files, resume):
             raise UserError(f"there is no run to resume in {out}: leave out --resume to start one")
         out.mkdir(parents=True, exist_ok=True)
         _lock(out)
-        (out / ".writable").touch()  # a folder that cannot be written to is noticed now
-        (out / ".writable").unlink()
+        check_writable(out / files[0])
         earlier = [out / name for name in files if (out / name).exists()]
         if earlier and not resume:
             folders = (out / f"earlier-{i}" for i in itertools.count(1))

@@ -9,11 +9,12 @@
                               --end 0.5
 """
 
+import os
 import sys
 from pathlib import Path
 
 from minicnet import cli
-from minicnet.checkpoints import load_base, load_control
+from minicnet.checkpoints import check_writable, load_base, load_control
 from minicnet.controlnet import Conditioning
 from minicnet.data import NOUNS
 from minicnet.data.prompts import attributes
@@ -61,6 +62,8 @@ def parse_arguments(argv=None):
         if len(given) != len(args.control):
             parser.error(f"there are {len(args.control)} --control, but {len(given)} --{name}: "
                          "give one for each")
+    if os.path.realpath(args.out) in map(os.path.realpath, args.condition):
+        parser.error(f"--out {args.out} would replace a --condition: choose another --out")
     for start, end in zip(args.start, args.end):
         if start >= end:
             parser.error(f"a control acts from --start to a later --end, not from {start:g} to "
@@ -69,16 +72,25 @@ def parse_arguments(argv=None):
 
 
 def main(args):
-    figure_format(args.out)  # a wrong name is refused before anything is drawn
+    figure_format(args.out)  # a file that cannot be written is refused before anything is drawn
+    check_writable(args.out)
+    title = f"{args.prompt or 'no prompt'}, guidance {args.guidance:g}"
+    save_figure(samples_sheet(draw(args), title), args.out)
+    print(args.out)
+
+
+def draw(args):
+    """Draw what the arguments say. Returns {heading: images (1, K, C, H, W) in [-1, 1]}: the map of
+    each control, and "images"."""
     device = pick_device(args.device)
     prompt = tokenize([args.prompt] * args.count).to(device)
-    unet, checkpoint = load_base(args.base or args.control[0].with_name("base.pt"))
+    unet, checkpoint = load_base(args.base or args.control[0].parent / "base.pt")
     image_shape, dataset = checkpoint["image_shape"], checkpoint["dataset"]
     known = NOUNS.get(dataset.removeprefix("coloured-"), DIGITS)
     named = attributes(args.prompt)
     noun = named.get("digit") or named.get("label")
     if noun and noun not in known:
-        print(f"note: this base was trained on {dataset}, where no caption says {noun!r}",
+        print(f"note: this base was trained on {dataset!r:.60}, where no caption says {noun!r}",
               file=sys.stderr)
 
     controls, columns = [], {}
@@ -101,9 +113,7 @@ def main(args):
                           guidance=args.guidance, steps=args.steps, progress=True)
     except ValueError as error:  # such as images that are not finite
         raise UserError(str(error)) from error
-    title = f"{args.prompt or 'no prompt'}, guidance {args.guidance:g}"
-    save_figure(samples_sheet({**columns, "images": images[None]}, title), args.out)
-    print(args.out)
+    return {**columns, "images": images[None]}
 
 
 if __name__ == "__main__":

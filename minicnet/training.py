@@ -225,7 +225,8 @@ def fit(trainer, path, header, evaluate, evaluations=13, resume=False):
             losses.append(batch_loss)
             done = trainer.steps_done
             evaluating = done % math.ceil(recipe.steps / evaluations) == 0 or done == recipe.steps
-            if not (evaluating or interrupts or done % LOG_EVERY == 0):
+            stopping = bool(interrupts)  # once, because Ctrl-C may come at any moment
+            if not (evaluating or stopping or done % LOG_EVERY == 0):
                 continue
             loss = torch.stack(losses).mean().item()  # since the last evaluation
             if not math.isfinite(loss):
@@ -237,9 +238,9 @@ def fit(trainer, path, header, evaluate, evaluations=13, resume=False):
             if evaluating:
                 history.append({"step": done, "loss": loss, **evaluate(trainer.average)})
                 losses = []
-            if evaluating or interrupts:
+            if evaluating or stopping:
                 save()
-            if interrupts:
+            if stopping:
                 raise KeyboardInterrupt
     net.load_state_dict(trainer.average.state_dict())
     net.eval()
