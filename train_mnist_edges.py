@@ -39,11 +39,11 @@ from minicnet.sampling import generate, seeded_noise
 from minicnet.training import Recipe, Trainer, fit
 from minicnet.unet import UNet
 
-DIGITS = dict(base_steps=2200, control_steps=350, batch_size=64, measured=1000,
+FOR_DIGITS = dict(base_steps=2200, control_steps=350, batch_size=64, measured=1000,
               model={}, classifier=dict(steps=400, width=16))
 QUICK = dict(base_steps=30, control_steps=20, batch_size=32, measured=64,
              model={}, classifier=dict(steps=100, width=16))
-CIFAR10 = dict(base_steps=18_000, control_steps=3000, batch_size=64, measured=2000,
+FOR_CIFAR10 = dict(base_steps=18_000, control_steps=3000, batch_size=64, measured=2000,
                model=dict(channels=48, multipliers=(1, 2, 2)),
                classifier=dict(steps=4000, width=48))
 FILES = ("base.pt", "control.pt", "metrics.json", "samples.png", "learning.png")
@@ -65,11 +65,11 @@ def main(args):
         name = choose_dataset(args.dataset, args.data_dir)
         splits = load_splits(name, args.data_dir)
         train, validation, test = (split.to(device) for split in splits)
-        test = test.part(0, args.measured)  # for the end alone
+        test = test.part(0, args.measured)  # used only for the final measurement
         print(f"{name}: {len(train.images)} images to train on, {device}")
         base_recipe = Recipe(args.base_steps, args.batch_size, drop_prompts=0.1, seed=args.seed)
-        # With half of the prompts dropped, the control learns to read the condition by itself
-        # (section 3.3).
+        # Half of the prompts are dropped: a prompt often names what the edges show, and the control
+        # has to learn to read the edges by themselves (section 3.3).
         control_recipe = Recipe(args.control_steps, args.batch_size, drop_prompts=0.5,
                                 seed=args.seed)
         if args.base:  # a wrong one is refused before an earlier run is moved aside
@@ -131,7 +131,7 @@ def train_control(name, train, validation, unet, recipe, args):
     def eps_model_of(net, x_0, prompt):
         return controlled(unet, prompt, [(net, condition_of(x_0), 1)])
 
-    def evaluate(net):
+    def evaluate(net):  # if the shuffled loss is no higher, the control ignores its condition
         drawn = generate(unet, unet.schedule, prompt[:16], noise, [(net, condition[:16], 1)],
                          steps=10)
         right, shuffled = (
@@ -214,14 +214,14 @@ def parse_arguments(argv=None):
                                   ("batch_size", (1, 4096), "images in a training step"),
                                   ("measured", (2, 10_000), "test images to measure on")):
         parser.add_argument("--" + name.replace("_", "-"), type=cli.whole_number(*bounds), help=(
-            f"{meaning}; default {DIGITS[name]}, for CIFAR-10 {CIFAR10[name]}"))
+            f"{meaning}; default {FOR_DIGITS[name]}, for CIFAR-10 {FOR_CIFAR10[name]}"))
     parser.add_argument("--quick", action="store_true",
                         help="a smoke run of the same path in a minute, with poor digits")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     args = parser.parse_args(argv)
     if args.base and os.path.realpath(args.base) == os.path.realpath(args.out / "base.pt"):
         parser.error("--base lies in the run folder --out: choose another --out")
-    settings = QUICK if args.quick else CIFAR10 if args.dataset == "cifar10" else DIGITS
+    settings = QUICK if args.quick else FOR_CIFAR10 if args.dataset == "cifar10" else FOR_DIGITS
     for name, value in settings.items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)

@@ -193,8 +193,8 @@ def test_a_flag_that_makes_no_sense_is_refused_with_the_usage(capsys, flags):
 
 
 def test_the_dataset_and_quick_choose_the_settings_and_flags_win():
-    for flags, settings in (([], script.DIGITS), (["--quick"], script.QUICK),
-                            (["--dataset", "cifar10"], script.CIFAR10)):
+    for flags, settings in (([], script.FOR_DIGITS), (["--quick"], script.QUICK),
+                            (["--dataset", "cifar10"], script.FOR_CIFAR10)):
         given = script.parse_arguments([*flags, "--base-steps", "7"])
         assert {**settings, "base_steps": 7}.items() <= vars(given).items()
 

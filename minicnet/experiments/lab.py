@@ -219,7 +219,7 @@ class Lab:
             write_atomically(path, json.dumps(row).encode())
             print(f"{self.base} {self.optimizer}, {arm.title}, seed {seed}: {row['seconds']:.0f} s",
                   flush=True)
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
 
     def measure(self, claim):
         """Measure all arms of a claim, each with as many seeds as it has trainings.

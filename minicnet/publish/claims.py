@@ -54,7 +54,7 @@ def load(name):
     """Return a claim and its published result, or None for one that is missing or outdated."""
     claim = importlib.import_module(f"minicnet.experiments.{name}").CLAIM
     path = ROOT / RESULTS / f"{name}.json"
-    result = json.loads(path.read_text()) if path.exists() else None
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     return claim, result if result and current(claim, result) else None
 
 
@@ -180,7 +180,7 @@ def publish(out, names):
     for name in names:
         claim = importlib.import_module(f"minicnet.experiments.{name}").CLAIM
         measured = out / f"{name}.json"
-        if measured.exists() and current(claim, json.loads(measured.read_text())):
+        if measured.exists() and current(claim, json.loads(measured.read_text(encoding="utf-8"))):
             shutil.copy(measured, ROOT / RESULTS / measured.name)
             shutil.copy(measured.with_suffix(".png"), ROOT / RESULTS / f"{name}.png")
     loaded = {name: load(name) for name in names}

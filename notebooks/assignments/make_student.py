@@ -1,31 +1,45 @@
-"""Makes the repository that students get: this one, without the functions that they are to write.
+"""Make an assignment from this repository: what students get, and what the lecturer needs.
 
-    python notebooks/assignments/make_student.py a2 ../a2-student
+    python notebooks/assignments/make_student.py a2 ../a2
 
-The library is the reference solution, and for what it lacks own_condition.py beside this file. Signatures and
-docstrings stay and state the problem. Bodies go. What else would give them away is left out: the tests of the same
-file, the experiments, lessons that hold one of the lines or answer a question, outputs that print a line, history, and
-what belongs to the lecturer, such as the cells tagged so in handouts: rubrics and investigations.
+writes three things into the new folder ../a2:
+
+    student/         the repository without the functions that students write
+    solution/        the same with these functions, and the handout with its model answers
+    autograder.zip   for Gradescope: "Configure Autograder", then upload it as it is
+
+The library is the reference solution; own_condition.py beside this file supplies what it lacks. In
+the student's repository, signatures and docstrings stay, because they state the problem. It holds
+only what the assignment needs, and `find_leaks` searches it for the solutions.
 """
 
 import argparse
 import ast
+import functools
 import json
 import re
 import shutil
 import sys
+import tempfile
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-KEPT = ["README.md", "LICENSE", "requirements.txt", ".gitignore", ".pytest.ini", ".ruff.toml", ".github/results",
-        "minicnet", "notebooks", "tests", "train_mnist_edges.py"]
-LEFT_OUT = shutil.ignore_patterns("__pycache__", ".*_c*", "assignments", "test_assignments.py", "experiments",
-                                  "test_experiments*", "07_claims.ipynb")
+HERE = "notebooks/assignments"
+COPIED = ["LICENSE", "requirements.txt", ".pytest.ini", "minicnet/*.py", "minicnet/data/*.py",
+          "minicnet/weights/digits/*.pt", "tests/assignments/conftest.py",
+          "tests/assignments/checking.py"]
+# The order of a course. An assignment comes before the lessons that answer a part of it, and those
+# are handed out with its marks. The repository for an assignment holds the lessons before it.
+PLAN = ["a1", "01", "02", "a2", "03", "a3", "04", "05", "06", "a4", "07", "08"]
 
 
 class Blank(NamedTuple):
-    """A function to write: all of its body, or only the statements that begin with `first` to `last`."""
+    """A function to write: its whole body, or the statements from `first` to `last`.
+
+    Both are the text with which a statement begins.
+    """
 
     function: str
     first: str = ""
@@ -38,10 +52,11 @@ ASSIGNMENTS = {  # name: {file to hand in: its blanks}
             Blank("NoiseSchedule.__init__", "alpha_bar =", "alpha_bar ="),
             Blank("NoiseSchedule.add_noise"),
             Blank("NoiseSchedule.predict_x0"),
+            Blank("NoiseSchedule.predict_eps"),
             Blank("diffusion_loss"),
             Blank("guided"),
             Blank("sample_ddpm", "x_t = schedule.", "if t > 0"),
-            Blank("sample_ddim", "alpha_bar, alpha_bar_prev =", "if eta > 0"),
+            Blank("sample_ddim", "alpha_bar =", "if eta > 0"),
         ],
     },
     "a2": {
@@ -49,6 +64,7 @@ ASSIGNMENTS = {  # name: {file to hand in: its blanks}
         "minicnet/unet.py": [
             Blank("timestep_embedding"),
             Blank("ResBlock.forward"),
+            Blank("SelfAttention.forward"),
             Blank("CrossAttention.forward"),
             Blank("CrossAttention.weights"),
             Blank("Encoder.rest"),
@@ -62,129 +78,266 @@ ASSIGNMENTS = {  # name: {file to hand in: its blanks}
             Blank("trainable_copy"),
             Blank("ControlledBlock.__init__", "self.", "self.zero_out ="),
             Blank("ControlledBlock.forward"),
-            Blank("ConditionEncoder.__init__", "super().__init__", "super().__init__"),
-            Blank("ControlNet.forward", "skips, middle =", "return "),
             Blank("Control.__add__"),
             Blank("Control.__mul__"),
+            Blank("ZeroConvs.forward"),
+            Blank("ConditionEncoder.__init__", "super().__init__", "super().__init__"),
+            Blank("ControlNet.forward", "skips, middle =", "return "),
         ],
-        "minicnet/unet.py": [Blank("UNet.forward", "skips = [", "middle =")],
+        "minicnet/unet.py": [
+            Blank("zeroed"),
+            Blank("UNet.forward", "skips = [", "middle ="),
+        ],
     },
     "a4": {
         "minicnet/conditions.py": [Blank("depth")],
         "minicnet/evaluation.py": [Blank("depth_error")],
-        "notebooks/assignments/own_condition.py": [
-            Blank("condition"), Blank("measure"), Blank("new_control"), Blank("training_model"), Blank("with_edges")],
+        f"{HERE}/own_condition.py": [
+            Blank("condition"), Blank("measure"), Blank("new_control"), Blank("training_model"),
+            Blank("with_edges"),
+        ],
     },
 }
-ANSWERED_IN = {  # lessons that answer a question of the handout, and tests that compute what students write
-    "a1": ["test_sampling"], "a2": ["03_unet"], "a3": ["04_zero_convolution", "05_controlnet"], "a4": ["test_measures"]}
+# Passages of the library that answer a written question: (file, how they begin, what follows them).
+CUT = {"a3": [("minicnet/controlnet.py", "Why do zero weights learn", "Paper:")]}
+# Phrases that answer a written question or the investigation, as regular expressions.
+ANSWERS = {
+    "a1": [r"extrapolat", r"memori[sz]", r"factor [^.]{0,40}(enormous|explode)",
+           r"(los|cost|reduc)\w* (of )?diversity", r"cop(y|ies)( of)? the training",
+           r"can only (copy|reproduce)", r"without (the )?fresh noise"],
+    "a2": [r"fourth power", r"256 times", r"\(HW\)\^2", r"without (the |its )?skips?\b",
+           r"skips? (carry|carries|hold)[^.]{0,40}detail"],
+    "a3": [r"\bwak(e|es|ing)\b", r"two zero[- ]conv[^.]{0,40}(row|series|after)",
+           r"never (learn|wake)s?", r"third step", r"second step"],
+    "a4": [],
+}
+SMALLEST = 14  # nodes of the syntax tree; statements with fewer prove nothing
 
 
-def make_student(name, target):
-    """Writes the repository for assignment `name` into the new folder `target`. Returns the files left out of it."""
+def make_tree(name, target, solution=False):
+    """Write the repository for assignment `name` into the new folder `target`."""
     target = Path(target)
-    for kept in KEPT:
-        if (ROOT / kept).is_dir():
-            shutil.copytree(ROOT / kept, target / kept, ignore=LEFT_OUT)
-        elif (ROOT / kept).exists():
-            (target / kept).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / kept, target / kept)
-    for own in (f"notebooks/assignments/{name}.ipynb", f"tests/assignments/test_{name}.py",
-                "tests/assignments/conftest.py", "tests/assignments/checking.py", *ASSIGNMENTS[name]):
-        (target / own).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / own, target / own)
-    shutil.copy(ROOT / "notebooks/assignments/student_conftest.py", target / "conftest.py")
+    copied = [path for pattern in COPIED for path in ROOT.glob(pattern)]
+    copied += [ROOT / f"tests/assignments/test_{name}.py", *map(ROOT.joinpath, ASSIGNMENTS[name])]
+    if lessons := lessons_before(name):
+        copied += [*lessons, ROOT / "notebooks/lesson.py"]
+    for path in copied:
+        copy = target / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    handout = json.loads((ROOT / HERE / f"{name}.ipynb").read_text(encoding="utf-8"))
+    if not solution:
+        for file, blanks in ASSIGNMENTS[name].items():
+            text = (target / file).read_text(encoding="utf-8")
+            (target / file).write_text(blank(text, blanks)[0], encoding="utf-8")
+        for file, first, after in CUT.get(name, ()):
+            text = (target / file).read_text(encoding="utf-8")
+            kept = text[:text.index(first)] + text[text.index(after):]
+            (target / file).write_text(kept, encoding="utf-8")
+        handout["cells"] = [cell for cell in handout["cells"]
+                            if "lecturer" not in cell["metadata"].get("tags", [])]
+        for cell in handout["cells"]:
+            if cell["cell_type"] == "code":
+                cell.update(outputs=[], execution_count=None)
+    (target / HERE).mkdir(parents=True, exist_ok=True)
+    (target / HERE / f"{name}.ipynb").write_text(
+        json.dumps(handout, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    answers, too_much = [], []
-    for file, blanks in ASSIGNMENTS[name].items():
-        text, removed = blank((target / file).read_text(), blanks)
-        (target / file).write_text(text)
-        answers += [squeezed(line) for line in removed if len(squeezed(line)) > 20]
-        too_much.append(target / "tests" / f"test_{Path(file).name}")
-    too_much += [target / "tests" / f"{answered}.py" for answered in ANSWERED_IN[name]]
-    for notebook in sorted((target / "notebooks").rglob("*.ipynb")):
-        content, handout = json.loads(notebook.read_text()), notebook.stem == name
-        for cell in content["cells"]:
-            printed = squeezed("".join(map(shown_text, cell.get("outputs", []))))
-            if cell["cell_type"] == "code" and (handout or any(answer in printed for answer in answers)):
-                cell.update(outputs=[], **{"execution_count": None} if handout else {})
-        if handout:
-            content["cells"] = [c for c in content["cells"] if "lecturer" not in c["metadata"].get("tags", [])]
-        notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-        sources = [squeezed("".join(cell["source"])) for cell in content["cells"]]
-        answered = notebook.stem in ANSWERED_IN[name]
-        if answered or not handout and any(answer in source for source in sources for answer in answers):
-            too_much.append(notebook)
-    too_much = [path for path in too_much if path.exists()]
-    for path in too_much:
-        path.unlink()
-    for page in target.rglob("*.md"):
-        page.write_text(without_dead_links(page.read_text(encoding="utf-8"), page.parent), encoding="utf-8")
-    return [str(path.relative_to(target)) for path in too_much]
+
+def lessons_before(name):
+    """Return the lessons that come before an assignment in PLAN, and hold no answer to it."""
+    numbers = PLAN[:PLAN.index(name)]
+    return sorted(path for path in ROOT.glob("notebooks/[0-9][0-9]_*.ipynb")
+                  if path.name[:2] in numbers and not answers_in(path, name))
 
 
 def blank(source, blanks):
-    """The source with its blanks made: the new text, and the lines removed. Raises ValueError if there is no such."""
+    """Replace blanks by `raise NotImplementedError`. Returns the text, and the statements removed.
+
+    Raises ValueError if the library has changed, so that a blank is not found.
+    """
     lines, removed = source.splitlines(), []
-    spans = [find(ast.parse(source), source, b) for b in blanks]
-    for start, end in sorted(spans, reverse=True):  # from the end, so that line numbers before it still hold
-        body = [line for line in lines[start:end] if line.strip() and not line.strip().startswith("#")]
-        indent = body[0][: len(body[0]) - len(body[0].lstrip())]
+    tree = ast.parse(source)
+    spans = [find(tree, source, wanted) for wanted in blanks]
+    for start, end, statements in sorted(spans, key=lambda span: -span[0]):
+        body = [line for line in lines[start:end]
+                if line.strip() and not line.strip().startswith("#")]
+        indent = body[0][:len(body[0]) - len(body[0].lstrip())]
         size = f"{len(body)} line{'s' * (len(body) > 1)}"
         lines[start:end] = [f'{indent}raise NotImplementedError("your code: about {size}")']
-        removed += body
+        removed += statements
     return "\n".join(lines) + "\n", removed
 
 
 def find(tree, source, wanted):
-    """The lines [start, end) of a blank, comments above its first statement included."""
+    """Return the lines [start, end) of a blank with the comments above it, and its statements."""
     scope = tree
     for name in wanted.function.split("."):
         scope = next((node for node in scope.body if getattr(node, "name", None) == name), None)
         if scope is None:
-            raise ValueError(f"there is no {wanted.function} to blank: mend ASSIGNMENTS")
-    blocks = [scope.body] if not wanted.first else [node.body for node in ast.walk(scope) if hasattr(node, "body")]
+            raise ValueError(f"there is no {wanted.function} to blank: correct ASSIGNMENTS")
+    blocks = [scope.body]
+    if wanted.first:
+        blocks = [node.body for node in ast.walk(scope)
+                  if isinstance(getattr(node, "body", None), list)]
     for block in blocks:
-        above = block[0].lineno - 1  # where the blank starts: below the docstring, or below the statement before it
-        start = None
+        above, start = block[0].lineno - 1, None
         for i, statement in enumerate(block):
             text = ast.get_source_segment(source, statement)
-            docstring = i == 0 and isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-            if start is None and not docstring and text.startswith(wanted.first):
-                start = above
-            if start is not None and (text.startswith(wanted.last) if wanted.last else statement is block[-1]):
-                return start, statement.end_lineno
+            if start is None and text.startswith(wanted.first) and not is_docstring(i, statement):
+                start, first = above, i
+            ends = text.startswith(wanted.last) if wanted.last else statement is block[-1]
+            if start is not None and ends:
+                return start, statement.end_lineno, block[first:i + 1]
             above = statement.end_lineno
-    raise ValueError(f"{wanted.function} has no lines from {wanted.first!r} to {wanted.last!r}: mend ASSIGNMENTS")
+    raise ValueError(f"{wanted.function} has no statements from {wanted.first!r} to "
+                     f"{wanted.last!r}: correct ASSIGNMENTS")
 
 
-def without_dead_links(text, folder):
-    """A page of Markdown in which links to what was left out are their text alone. Such pictures are gone."""
-    def kept(match):
-        picture, words, place = match.groups()
-        return match[0] if "://" in place or (folder / place).exists() else "" if picture else words
-
-    return re.sub(r"(!?)\[([^\]]*)\]\(([^)#\s]+)[^)]*\)", kept, text)
+def is_docstring(i, statement):
+    return i == 0 and isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
-def shown_text(output):
-    """What a cell printed or, as lessons show code of the library, wrote in Markdown."""
-    return "".join(output.get("text", "")) + "".join(output.get("data", {}).get("text/markdown", ""))
+# -- Leaks -------------------------------------------------------------------------------------
 
 
-def squeezed(text):
-    return "".join(text.split())
+def find_leaks(name, tree):
+    """Search a student's repository for answers. Returns a list of (file, what was found there).
+
+    Code leaks if a statement of the solution stands in it, whatever its variables are called. Text
+    leaks if it holds one of the phrases in ANSWERS. Notebooks are searched with their outputs.
+    """
+    return [(str(path.relative_to(tree)), answer) for path in sorted(Path(tree).rglob("*"))
+            if path.suffix in (".py", ".ipynb", ".md") for answer in answers_in(path, name)]
+
+
+def answers_in(path, name):
+    """Return the answers to an assignment that stand in a file."""
+    text, code = text_and_code(path)
+    solution = solution_shapes(name)
+    found = [solution[shape] for piece in code for shape in shapes(piece) if shape in solution]
+    if path.name != f"{name}.ipynb":  # the handout holds the questions themselves
+        found += [match[0] for phrase in ANSWERS[name]
+                  for match in re.finditer(phrase, text, re.IGNORECASE)]
+    return found
+
+
+@functools.cache
+def solution_shapes(name):
+    """Return the `shapes` of all statements that students write."""
+    return {shape: text for file, blanks in ASSIGNMENTS[name].items()
+            for statement in blank((ROOT / file).read_text(encoding="utf-8"), blanks)[1]
+            for shape, text in shapes(statement).items()}
+
+
+def text_and_code(path):
+    """Return all text of a file, and the syntax trees of the Python in it."""
+    text = path.read_text(encoding="utf-8")
+    pieces = [text]
+    if path.suffix == ".ipynb":
+        pieces = []
+        for cell in json.loads(text)["cells"]:
+            pieces.append("".join(cell["source"]))
+            for output in cell.get("outputs", []):
+                pieces += ["".join(output.get("text", "")),
+                           "".join(output.get("data", {}).get("text/markdown", ""))]
+    fenced = [code for piece in pieces
+              for code in re.findall(r"```\w*\n(.*?)```", piece, re.DOTALL)]
+    trees = []
+    for piece in [*pieces, *fenced]:
+        try:
+            trees.append(ast.parse(re.sub(r"^\s*[%!].*$", "", piece, flags=re.MULTILINE)))
+        except SyntaxError:
+            pass
+    return "\n".join(pieces), trees
+
+
+def shapes(tree):
+    """Return {shape: text} of the statements in a tree, and of what they assign or return.
+
+    The shape is the syntax tree with its variables numbered, so renaming them does not change it.
+    """
+    found = {}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.stmt) or hasattr(node, "body"):
+            continue
+        for part in (node, getattr(node, "value", None)):
+            if not isinstance(part, ast.AST):
+                continue
+            inner = [one for one in ast.walk(part) if not isinstance(one, ast.expr_context)]
+            if len(inner) < SMALLEST:
+                continue
+            names = {"torch": "torch", "F": "F", "nn": "nn", "math": "math"}
+            for one in inner:
+                if isinstance(one, ast.Name):
+                    names.setdefault(one.id, f"v{len(names)}")
+            shape = re.sub(r"Name\(id='(\w+)'", lambda match, names=names: names[match[1]],
+                           ast.dump(part))
+            found[shape] = ast.unparse(node)
+    return found
+
+
+# -- Gradescope --------------------------------------------------------------------------------
+
+SETUP = """#!/usr/bin/env bash
+# Gradescope runs this once, when it builds the image. Choose Ubuntu 22.04 or later as base image.
+set -euo pipefail
+apt-get update
+apt-get install -y python3 python3-venv
+python3 -m venv /autograder/venv
+/autograder/venv/bin/pip install {torch} --index-url https://download.pytorch.org/whl/cpu
+/autograder/venv/bin/pip install numpy tqdm pytest
+"""
+RUN = """#!/usr/bin/env bash
+# Gradescope runs this for every submission. AUTOGRADER names another folder, for a trial at home.
+root="${{AUTOGRADER:-/autograder}}"
+python="$root/venv/bin/python"
+[ -x "$python" ] || python=python3
+cd "$root/source"
+"$python" grade.py {name} "$root/submission" "$root/results/results.json" --tree student
+"""
+
+
+def make_archive(name, student, archive):
+    """Write the archive that Gradescope's "Configure Autograder" takes."""
+    torch = next(line for line in (ROOT / "requirements.txt").read_text().splitlines()
+                 if line.startswith("torch"))
+    scripts = {"setup.sh": SETUP.format(torch=torch), "run_autograder": RUN.format(name=name)}
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for script, text in scripts.items():
+            entry = zipfile.ZipInfo(script)
+            entry.external_attr = 0o100755 << 16  # executable
+            file.writestr(entry, text)
+        for tool in ("grade.py", "make_student.py"):
+            file.write(Path(__file__).with_name(tool), tool)
+        for path in sorted(Path(student).rglob("*")):
+            if path.suffix not in (".ipynb", ".pt"):
+                file.write(path, Path("student", path.relative_to(student)))
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("assignment", choices=ASSIGNMENTS)
     parser.add_argument("target", type=Path, help="a folder that does not exist yet")
     args = parser.parse_args()
-    if args.target.exists():
-        sys.exit(f"error: {args.target} exists already: name a new folder")
-    left_out = make_student(args.assignment, args.target)
-    print(f"{args.target}: to hand in {', '.join(ASSIGNMENTS[args.assignment])}; left out: {', '.join(left_out)}")
+    name, target = args.assignment, args.target
+    if target.exists():
+        sys.exit(f"error: {target} exists already: name a new folder")
+    with tempfile.TemporaryDirectory() as scratch:  # nothing is left behind if an answer leaks
+        made = Path(scratch, name)
+        make_tree(name, made / "student")
+        if leaks := find_leaks(name, made / "student"):
+            sys.exit("error: these files answer the assignment; change PLAN, CUT or the files:\n"
+                     + "\n".join(f"{file}: {what}" for file, what in leaks))
+        make_tree(name, made / "solution", solution=True)
+        make_archive(name, made / "student", made / "autograder.zip")
+        shutil.copytree(made, target)
+    held_back = sorted(path.name for path in ROOT.glob("notebooks/[0-9][0-9]_*.ipynb")
+                       if answers_in(path, name))
+    print(f"{target}/student is for your students, who hand in {', '.join(ASSIGNMENTS[name])}.\n"
+          f"These lessons answer a part of {name}, so give them out with its marks: "
+          f"{', '.join(held_back) or 'none'}.")
 
 
 if __name__ == "__main__":

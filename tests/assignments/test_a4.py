@@ -100,6 +100,8 @@ class TestDepth:
         alone = torch.cat([depth(image[None]) for image in images])
         check(close(depth(images), alone), "a map must not depend on the other images of its batch")
         check(alone[1, 0, 5, 5] == 0.5, "black on white is foreground as well: `mask` finds it")
+        wide = depth(F.pad(square(9, 2, 7), (3, 4), value=-1.0))
+        check(close(wide[..., 3:12], depth(square(9, 2, 7))), "images need not be square")
         bar = square(12, 0, 12)
         bar[..., :9] = bar[..., 0, :] = bar[..., -1, :] = -1
         check(close(depth(bar)[0, 0, 6, 9:], [0.25, 0.5, 0.75]), "there is no background beyond "
