@@ -44,15 +44,10 @@ def grade(assignment, submission, fresh, time_limit=TIME_LIMIT):
             if not places:
                 remarks.append(f"no {Path(file).name} was handed in")
                 continue
-            shutil.copyfile(places[0], tree / file)
-            module = str(Path(file).with_suffix("")).replace("/", ".")
-            folder = tree
-            if not file.startswith("minicnet"):
-                folder, module = (tree / file).parent, Path(file).stem
-            importing = f"import sys; sys.path.insert(0, {str(tree)!r}); import {module}"
-            error = run([sys.executable, "-c", importing], folder, time_limit)
-            if error is not None:
-                shutil.copyfile(Path(fresh, file), tree / file)
+            error = import_error(places[0], file, fresh, time_limit)
+            if error is None:
+                shutil.copyfile(places[0], tree / file)
+            else:
                 remarks.append(f"{Path(file).name} cannot be imported ({error}), so it is graded "
                                "as if nothing were written in it")
         tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--points",
@@ -64,6 +59,20 @@ def grade(assignment, submission, fresh, time_limit=TIME_LIMIT):
             return json.loads(results.read_text())["tests"], remarks
         except (OSError, ValueError):
             return [], [*remarks, "the tests could not be run"]
+
+
+def import_error(submitted, file, fresh, time_limit):
+    """Return what goes wrong if a submitted file is imported in a copy of `fresh`, or None."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        tree = Path(scratch, "student")
+        shutil.copytree(fresh, tree, ignore=shutil.ignore_patterns("*.pt", "*.ipynb"))
+        shutil.copyfile(submitted, tree / file)
+        folders = [str(tree), str((tree / file).parent)]
+        module = Path(file).stem
+        if file.startswith("minicnet/"):
+            folders, module = folders[:1], f"minicnet.{module}"
+        code = f"import sys; sys.path[:0] = {folders}; import {module}"
+        return run([sys.executable, "-c", code], tree, time_limit)
 
 
 def run(command, folder, time_limit):
