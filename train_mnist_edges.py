@@ -6,7 +6,7 @@
     python train_mnist_edges.py --resume             # go on with a run that was stopped
     python train_mnist_edges.py --condition mask --base runs/mnist-edges/base.pt --out runs/mask
                                                      # another condition for a base that is trained
-    torchrun --nproc_per_node=4 train_mnist_edges.py # four processes share each batch
+    torchrun --nproc_per_node=4 train_mnist_edges.py # four processes split each batch
 
 The run folder, --out, then holds base.pt and control.pt (draw with python -m minicnet.sample),
 metrics.json, samples.png and learning.png.
@@ -29,7 +29,7 @@ from minicnet.conditions import CONDITIONS
 from minicnet.controlnet import ControlNet, controlled, freeze
 from minicnet.data import DATASETS, choose_dataset
 from minicnet.data.splits import load_splits
-from minicnet.devices import join_processes, pick_device, place
+from minicnet.devices import join_processes, leave_processes, pick_device, place
 from minicnet.errors import UserError
 from minicnet.evaluation import MEASURES, heldout_loss, train_classifier
 from minicnet.figures import learning_curves, samples_sheet, save_figure
@@ -87,6 +87,7 @@ def main(args):
         write_json(args.out / "metrics.json", dataclasses.asdict(results))
         draw(test, base, control, results, args)
         print(f"\n{results.as_table()}\n\nin {args.out}: {', '.join(FILES)}")
+    leave_processes()
 
 
 def train_base(name, train, validation, recipe, args):
@@ -212,7 +213,7 @@ def parse_arguments(argv=None):
     for name, bounds, meaning in (("base_steps", (1, 10**8), "training steps of the base"),
                                   ("control_steps", (1, 10**8), "training steps of the control"),
                                   ("batch_size", (1, 4096), "images in a training step"),
-                                  ("measured", (2, 10_000), "test images to measure on")):
+                                  ("measured", (2, 5000), "test images to measure on")):
         parser.add_argument("--" + name.replace("_", "-"), type=cli.whole_number(*bounds), help=(
             f"{meaning}; default {FOR_DIGITS[name]}, for CIFAR-10 {FOR_CIFAR10[name]}"))
     parser.add_argument("--quick", action="store_true",

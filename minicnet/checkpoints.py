@@ -1,7 +1,7 @@
 """Files that are never half written, and checkpoints that are safe to load and know their base.
 
 A checkpoint is a dict of tensors and plain values. `load_checkpoint` unpickles nothing else, and
-checks the type of every entry, so a file from a stranger can be loaded.
+checks the types of the entries that programs read, so a stranger's file cannot run code.
 """
 
 import contextlib

@@ -47,7 +47,7 @@ def parser(description, *, device=True):
 def run(main, *args, stopped="stopped"):
     """Run main(*args), and print an expected error as one line, with a non-zero exit.
 
-    Of torchrun's processes only rank 0 prints. stopped: what to say after Ctrl-C.
+    Of torchrun's processes only rank 0 prints its output. stopped: what to say after Ctrl-C.
     """
     if os.environ.get("RANK", "0") != "0":
         sys.stdout = open(os.devnull, "w")

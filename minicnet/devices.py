@@ -2,6 +2,7 @@
 
 import os
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from torch import distributed
@@ -20,6 +21,8 @@ def pick_device(name):
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
+    if "LOCAL_RANK" in os.environ:  # torchrun's processes cannot share gradients on a Mac's GPU
+        available["mps"] = False
     if name == "auto":
         name = next(device for device, present in available.items() if present)
     if not available.get(name):
@@ -71,6 +74,15 @@ def rank_and_world_size():
     return distributed.get_rank(), distributed.get_world_size()
 
 
+def same_everywhere(value):
+    """Return whether all of torchrun's processes have the same value."""
+    _, world_size = rank_and_world_size()
+    values = [value] * world_size
+    if world_size > 1:
+        distributed.all_gather_object(values, value)
+    return all(other == value for other in values)
+
+
 @contextmanager
 def join_processes(device):
     """Let the processes that torchrun started train as one. Yields True on rank 0.
@@ -83,10 +95,17 @@ def join_processes(device):
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo",
+                                   timeout=timedelta(hours=1))  # rank 0 may have to download
     rank, _ = rank_and_world_size()
     if rank > 0:
         distributed.barrier()
     yield rank == 0
     if rank == 0:
         distributed.barrier()
+
+
+def leave_processes():
+    """End what `join_processes` began, at the very end of a run."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -90,7 +90,7 @@ def draw(args):
     named = attributes(args.prompt)
     noun = named.get("digit") or named.get("label")
     if noun and noun not in known:
-        print(f"note: this base was trained on {dataset!r:.60}, where no caption says {noun!r}",
+        print(f"note: this base was trained on {dataset!r:.60}, where no caption contains {noun!r}",
               file=sys.stderr)
 
     controls, columns = [], {}

@@ -15,7 +15,8 @@ def generate(unet, schedule, prompt, x_T, controls=(), *, guidance=1.0, steps=20
              hook=None):
     """Draw images (B, C, H, W) in [-1, 1] from noise x_T of that shape and prompts (B, L), by DDIM.
 
-    schedule: that of the network, unet.schedule. controls: Conditionings or triples (net, condition, scale), whose residuals are summed. A
+    schedule: that of the network, unet.schedule. controls: Conditionings or triples (net,
+    condition, scale), whose residuals are summed. A
     condition of batch 1 serves all images. guidance: the w of `guided`; the conditions go into both
     predictions, so it strengthens the prompt only. steps: of DDIM. progress: show a bar.
     hook(t, x_t, x_0): called at each step, as by `sample_ddim`, for each chunk of images in turn.

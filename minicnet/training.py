@@ -7,8 +7,8 @@
 The two differ only in `eps_model_of`, the function that builds the eps_model to train.
 
 The batch and the noise of a step depend on the seed and the step's number alone, and a checkpoint
-holds all else that a step depends on. A run that is stopped and resumed therefore takes the same
-steps as one that runs through.
+holds everything else that a step needs. A run that is stopped and resumed on the same kind of
+device therefore takes the same steps as one that runs through.
 
 AdamW                                Loshchilov, Hutter 2019   https://arxiv.org/abs/1711.05101
 averages over a part of training     Karras et al. 2024        https://arxiv.org/abs/2312.02696
@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from minicnet.checkpoints import fingerprint, load_checkpoint, save_checkpoint
-from minicnet.devices import autocast, rank_and_world_size
+from minicnet.devices import autocast, rank_and_world_size, same_everywhere
 from minicnet.diffusion import diffusion_loss
 from minicnet.errors import UserError
 from minicnet.muon import Muon
@@ -35,7 +35,7 @@ from minicnet.runs import deferred_interrupt
 MUON_RATE = 0.02
 ADAMW_RATE = 0.01
 WARM_UP = 50  # steps, or a tenth of a short training
-P_REDRAW = 0.2  # the probability that a prompt is drawn from all ways to say the caption or less
+P_REDRAW = 0.2  # the probability that a prompt is drawn from the caption and its shorter forms
 LOG_EVERY = 10  # steps; reading the loss more often would make the program wait for a GPU
 
 
@@ -157,6 +157,13 @@ class Trainer:
         parts = [self.net, self.average, *self.optimizers]
         for part, part_state in zip(parts, state["parts"], strict=True):
             part.load_state_dict(part_state)
+        # A run may go on where another memory layout is faster. AdamW's fused step then needs its
+        # moments in the layout of the weights.
+        for optimizer in self.optimizers:
+            for parameter, moments in optimizer.state.items():
+                for name, moment in moments.items():
+                    if moment.shape == parameter.shape:
+                        moments[name] = torch.empty_like(parameter).copy_(moment)
 
 
 def make_optimizers(net):
@@ -190,6 +197,8 @@ def fit(trainer, path, header, evaluate, evaluations=13, resume=False):
     """
     net, recipe = trainer.net, trainer.recipe
     data = fingerprint({"images": trainer.images, "prompts": trainer.prompts})
+    if not same_everywhere(data):
+        raise UserError("torchrun's processes have loaded different images: name a --dataset")
     header = {**header, **asdict(recipe), "data": data}
     history, seconds, losses = [], 0.0, []
     if resume and path.exists():
@@ -225,23 +234,25 @@ def fit(trainer, path, header, evaluate, evaluations=13, resume=False):
             losses.append(batch_loss)
             done = trainer.steps_done
             evaluating = done % math.ceil(recipe.steps / evaluations) == 0 or done == recipe.steps
-            stopping = bool(interrupts)  # once, because Ctrl-C may come at any moment
-            if not (evaluating or stopping or done % LOG_EVERY == 0):
+            if not (evaluating or interrupts or done % LOG_EVERY == 0):
                 continue
             loss = torch.stack(losses).mean().item()  # since the last evaluation
             if not math.isfinite(loss):
                 raise UserError(f"the loss became {loss} before step {done}, which is not saved: "
                                 "try another --seed")
-            speed = recipe.batch_size * (bar.format_dict["rate"] or 0)
-            bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s", refresh=False)
             bar.update(done - bar.n)
+            speed = recipe.batch_size * (bar.format_dict["rate"] or 0)
+            bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s")
             if evaluating:
                 history.append({"step": done, "loss": loss, **evaluate(trainer.average)})
                 losses = []
+            stopping = bool(interrupts)  # read once, because Ctrl-C may come at any moment
             if evaluating or stopping:
                 save()
             if stopping:
                 raise KeyboardInterrupt
+        if interrupts:  # Ctrl-C came during the last evaluation
+            raise KeyboardInterrupt
     net.load_state_dict(trainer.average.state_dict())
     net.eval()
     return history, seconds + time.perf_counter() - start

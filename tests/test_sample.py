@@ -104,7 +104,7 @@ def test_the_sheet_is_written_and_its_path_printed(run, capsys):
 def test_a_noun_that_the_base_was_not_trained_on_is_noted(run, capsys, dataset, prompt, word):
     change(run / "base.pt", dataset=dataset)
     draw(control(run, "--prompt", prompt))
-    assert (f"no caption says {word!r}" in capsys.readouterr().err) == bool(word)
+    assert (f"no caption contains {word!r}" in capsys.readouterr().err) == bool(word)
 
 
 # -- What is refused ---------------------------------------------------------------------------

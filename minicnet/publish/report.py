@@ -1,6 +1,6 @@
 """Write the results of runs into the README and a page of their own, so that no number is typed:
 
-    python -m minicnet.publish.report .github/results/{mnist,drawn,coloured}/metrics.json
+    python -m minicnet.publish.report
 """
 
 import json
@@ -13,6 +13,7 @@ from minicnet.results import TITLES, Results
 
 README = Path(__file__).parents[2] / "README.md"
 PAGE = README.with_name(".github") / "results" / "README.md"
+RUNS = ("mnist", "drawn", "coloured", "colour", "cifar10", "cifar10-colour")
 BEGIN = "<!-- results: made by python -m minicnet.publish.report -->"
 END = "<!-- end of results -->"
 
@@ -58,9 +59,8 @@ def update_readme(readme, begin, end, section):
 
 
 def main():
-    parser = cli.parser(__doc__, device=False)
-    parser.add_argument("metrics", nargs="+", help="the metrics.json of each run")
-    runs = [load_results(path) for path in parser.parse_args().metrics]
+    cli.parser(__doc__, device=False).parse_args()
+    runs = [load_results(PAGE.parent / name / "metrics.json") for name in RUNS]
     tables = ["# All results", "One table for each run, written by `python -m "
               "minicnet.publish.report`.", *(run.as_table() for run in runs)]
     update_readme(README, BEGIN, END, summary(runs))
