@@ -1,4 +1,4 @@
-"""What the notebooks share: pictures, films, the library's code, and checks of what students write."""
+"""What the notebooks share: pictures, films, the library's code, and checks of exercises."""
 
 import base64
 import inspect
@@ -53,7 +53,8 @@ def written(yours, reference, *arguments, hint="", **options):
 
 def source(*functions):
     """Display code of the library as it is."""
-    code = "\n".join(inspect.cleandoc("\n" + inspect.getsource(function)) + "\n" for function in functions)
+    code = "\n".join(inspect.cleandoc("\n" + inspect.getsource(function)) + "\n"
+                     for function in functions)
     display(Markdown(f"```python\n{code}```"))
 
 
@@ -93,9 +94,11 @@ def rows(named, titles=(), inch=1.0, low=-1, high=1, cmap="gray", colours=0):
     titles: one for each column.
     """
     columns = max(map(len, named.values()))
-    longest = max(len(re.sub(r"\\[a-z]+|[${}_^]", "", line)) for name in named for line in name.split("\n"))
-    size = inch * columns + 0.3 + longest / 11, inch * len(named) + 0.25 * bool(titles)  # 11 letters per inch
-    fig, axes = plt.subplots(len(named), columns, figsize=size, layout="constrained", squeeze=False)
+    longest = max(len(re.sub(r"\\[a-z]+|[${}_^]", "", line))
+                  for name in named for line in name.split("\n"))  # an inch holds 11 letters
+    size = inch * columns + 0.3 + longest / 11, inch * len(named) + 0.25 * bool(titles)
+    fig, axes = plt.subplots(len(named), columns, figsize=size, layout="constrained",
+                             squeeze=False)
     for row, (line, (name, pictures)) in enumerate(zip(axes, named.items())):
         for i, ax in enumerate(line):
             ax.set(xticks=[], yticks=[])
@@ -108,31 +111,34 @@ def rows(named, titles=(), inch=1.0, low=-1, high=1, cmap="gray", colours=0):
 
 
 def mean_image_of(data, schedule, x_t, t):
-    """Return E[x_0 | x_t] and the weights of the data points in it, for equally likely data (N, ...).
+    """Return E[x_0 | x_t] and the weights in it, for equally likely data points (N, ...).
 
     x_t: (B, ...); t: (B,). Returns (B, ...) and (B, N). You write this in notebook 1.
     """
     signal = schedule.sqrt_alpha_bar[t].view(-1, 1)
     noise = schedule.sqrt_one_minus_alpha_bar[t].view(-1, 1)
     points, x = data.flatten(1), x_t.flatten(1)
-    squares = x.square().sum(1, keepdim=True) - 2 * signal * x @ points.T + signal**2 * points.square().sum(1)
+    squares = (x.square().sum(1, keepdim=True) - 2 * signal * x @ points.T
+               + signal**2 * points.square().sum(1))
     weights = (-squares / (2 * noise**2)).softmax(-1)  # (B, N)
     return (weights @ points).view_as(x_t), weights
 
 
-def moving(draw, frames, moments, panels=1, size=(3.0, 3.0), fps=8, dpi=90, colours=128):
+def moving(draw, frames, moments, panels=1, size=(3.0, 3.0), fps=8, dpi=90, colours=0):
     """Display a strip of some moments, and below it a film, which needs a page that runs scripts.
 
     draw(axes, i): paints moment i on `panels` axes. frames, moments: those of the film, and of the
-    strip. colours: of the film.
+    strip. colours: how many each picture has; by default all in the strip, and 128 in the film.
     """
-    fig, axes = plt.subplots(panels, len(moments), figsize=(size[0] * len(moments) * 0.7, size[1] * panels * 0.75),
-                             layout="constrained", squeeze=False)
+    strip = size[0] * len(moments) * 0.7, size[1] * panels * 0.75
+    fig, axes = plt.subplots(panels, len(moments), figsize=strip, layout="constrained",
+                             squeeze=False)
     for column, i in zip(axes.T, moments):
         draw(column, i)
-    show(fig)
+    show(fig, colours)
 
-    fig, axes = plt.subplots(1, panels, figsize=(size[0] * panels, size[1]), layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(1, panels, figsize=(size[0] * panels, size[1]),
+                             layout="constrained", squeeze=False)
 
     def paint(i):
         for ax in axes[0]:
@@ -145,7 +151,7 @@ def moving(draw, frames, moments, panels=1, size=(3.0, 3.0), fps=8, dpi=90, colo
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "film.html")
         film = FuncAnimation(fig, paint, list(frames), init_func=lambda: None)
-        film.save(path, writer=SmallFrames(fps, colours), dpi=dpi)
+        film.save(path, writer=SmallFrames(fps, colours or 128), dpi=dpi)
         html = path.read_text()
     plt.close(fig)
     for name, sign in SIGNS.items():
@@ -155,8 +161,9 @@ def moving(draw, frames, moments, panels=1, size=(3.0, 3.0), fps=8, dpi=90, colo
     display(HTML(html))
 
 
-SIGNS = {"minus": "&minus;", "fast-backward": "|&lt;", "step-backward": "&lt;", "play fa-flip-horizontal": "&#9664;",
-         "pause": "||", "play": "&#9654;", "step-forward": "&gt;", "fast-forward": "&gt;|", "plus": "+"}
+SIGNS = {"minus": "&minus;", "fast-backward": "|&lt;", "step-backward": "&lt;",
+         "play fa-flip-horizontal": "&#9664;", "pause": "||", "play": "&#9654;",
+         "step-forward": "&gt;", "fast-forward": "&gt;|", "plus": "+"}
 
 
 class SmallFrames(HTMLWriter):
@@ -202,7 +209,7 @@ def library_step(x_t, eps, z, alpha_bar, alpha_bar_prev, sigma):
 
     It is the first of two steps in a schedule of two timesteps, whose own noise is replaced by z.
     """
-    schedule = NoiseSchedule([1 - float(alpha_bar_prev), 1 - float(alpha_bar) / float(alpha_bar_prev)])
+    schedule = NoiseSchedule([1 - float(alpha_bar_prev), 1 - float(alpha_bar / alpha_bar_prev)])
     seen, eta = [], float(sigma / schedule.posterior_variance[1].sqrt())
     sample_ddim(lambda x_t, t: eps, schedule, x_t, 2, eta, torch.Generator().manual_seed(0),
                 clip=False, hook=lambda t, x_t, x_0: seen.append(x_t))
@@ -217,6 +224,7 @@ def density(ax, schedule, t, centres, spread):
     variance = schedule.alpha_bar[t] * spread**2 + 1 - schedule.alpha_bar[t]
     squares = (grid[:, None] - schedule.sqrt_alpha_bar[t] * centres).square().sum(-1)
     picture = (-squares / (2 * variance)).exp().mean(1).view(90, 90).T
+    picture = (20 * picture / picture.max()).round()  # few shades make small files
     ax.imshow(picture, origin="lower", extent=(-2.4, 2.4, -2.4, 2.4), cmap="Blues",
               vmax=1.4 * picture.max(), interpolation="nearest")
     _plane(ax)
@@ -224,7 +232,8 @@ def density(ax, schedule, t, centres, spread):
 
 def arrows_on(ax, arrows, color="tab:red"):
     """Draw an arrow at each of ARROWS, at a fifth of its length."""
-    ax.quiver(*ARROWS.T, *arrows.T, color=color, angles="xy", scale_units="xy", scale=5, width=0.006)
+    ax.quiver(*ARROWS.T, *arrows.T, color=color, angles="xy", scale_units="xy", scale=5,
+              width=0.006)
 
 
 def cloud(ax, points, title=None, size=3):
@@ -260,7 +269,8 @@ def u_shape(unet, x_t, t, prompt):
     downs, ups = [unet.encoder.conv_in, *unet.encoder.stages], [*unet.decoder.stages][::-1]
     seen, hooks = {}, []
     places = {**{("down", row): module for row, module in enumerate(downs)},
-              **{("up", row): module for row, module in enumerate(ups)}, "middle": unet.encoder.middle}
+              **{("up", row): module for row, module in enumerate(ups)},
+              "middle": unet.encoder.middle}
     for place, module in places.items():
         def remember(module, inputs, output, place=place):
             seen[place] = inputs[0], output
@@ -286,12 +296,14 @@ def u_shape(unet, x_t, t, prompt):
     def features(x, y, place):
         before, after = seen[place]
         module = places[place]
-        names = [type(part).__name__ for part in (module if isinstance(module, Blocks) else [module])]
+        parts = module if isinstance(module, Blocks) else [module]
+        names = [type(part).__name__ for part in parts]
         lines = " +\n".join(" + ".join(names[i:i + 2]) for i in range(0, len(names), 2))
         shapes = [" x ".join(map(str, shape.shape[1:])) for shape in (before, after)]
         channels = after[0, :4] / after[0, :4].abs().amax((1, 2), keepdim=True)
         mosaic = tile(channels.view(2, 2, 1, *channels.shape[1:]))[0]
-        picture(x, y, mosaic, f"{lines}\n{shapes[0]}  to  {shapes[1]}", 1.25, cmap="RdBu", vmin=-1, vmax=1)
+        text = f"{lines}\n{shapes[0]}  to  {shapes[1]}"
+        picture(x, y, mosaic, text, 1.25, cmap="RdBu", vmin=-1, vmax=1)
 
     gray = dict(cmap="gray", vmin=-2, vmax=2)
     picture(0, 0, x_t[0, 0], "$x_t$, the noisy image", 1.25, **gray)
@@ -308,8 +320,9 @@ def u_shape(unet, x_t, t, prompt):
     for start, end, angles in [((0, y - 0.6), (2.35, bottom), "angleA=-90,angleB=180"),
                                ((3.65, bottom), (6, y - 0.6), "angleA=0,angleB=-90")]:
         ax.annotate("", end, start, arrowprops={**arrow, "connectionstyle": f"angle,{angles}"})
-    show(fig)
-    return {place: (tuple(before.shape[1:]), tuple(after.shape[1:])) for place, (before, after) in seen.items()}
+    show(fig, colours=128)
+    return {place: (tuple(before.shape[1:]), tuple(after.shape[1:]))
+            for place, (before, after) in seen.items()}
 
 
 def loop_problems(train):
@@ -322,7 +335,8 @@ def loop_problems(train):
     class Spy(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.schedule, self.weight = NoiseSchedule.cosine(1000), torch.nn.Parameter(torch.zeros(1))
+            self.schedule = NoiseSchedule.cosine(1000)
+            self.weight = torch.nn.Parameter(torch.zeros(1))
 
         def forward(self, x_t, t, prompt, control=None):
             seen.append((x_t.detach(), t, prompt))
@@ -331,46 +345,49 @@ def loop_problems(train):
     class Optimizer(torch.optim.SGD):
         def step(self):
             grad = net.weight.grad
-            grads.append(0.0 if grad is None else grad.item())
+            grads.append(torch.zeros(1) if grad is None else grad.clone())
             if grad is not None:
                 grad.fill_(torch.nan)  # remains in the next gradient unless that starts from zero
 
     net, N, steps, batch = Spy(), 40, 60, 16
-    level = torch.linspace(-1, 1, N)  # image i has this gray level, and its prompt is the token i + 1
+    level = torch.linspace(-1, 1, N)  # image i has this gray level, and its prompt says i + 1 twice
     images, prompts = level.view(-1, 1, 1, 1).expand(-1, 1, 16, 16), torch.zeros(N, 8).long()
     prompts[:, :2] = torch.arange(N)[:, None] + 1
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        losses = train(net, images.clone(), prompts.clone(), Optimizer(net.parameters(), 0.0), steps, batch)
+        losses = train(net, images.clone(), prompts.clone(), Optimizer(net.parameters(), 0.0),
+                       steps, batch)
     yield losses is not None, "return the list of losses."
-    yield len(seen) == steps, f"the network was called {len(seen)} times in {steps} steps."
-    yield len(losses) == steps and all(isinstance(loss, float) for loss in losses), (
-        "return one number for each step: a tensor would keep its graph, `.item()` does not.")
     yield len(grads) == steps, "each step needs one `optimizer.step()`."
-    yield any(grads), "no gradient reaches the weights: call `loss.backward()` before the step."
-    yield not torch.tensor(grads).isnan().any(), (
-        "gradients pile up: call `optimizer.zero_grad()` in each step.")
+    yield from [
+        (len(seen) == steps, f"the network was called {len(seen)} times in {steps} steps."),
+        (len(losses) == steps and all(isinstance(loss, float) for loss in losses),
+         "return one number for each step: a tensor would keep its graph, `.item()` does not."),
+        (torch.cat(grads).any(), "no gradient arrives: call `loss.backward()` before the step."),
+        (not torch.cat(grads).isnan().any(),
+         "gradients pile up: call `optimizer.zero_grad()` in each step."),
+        (seen[0][2].shape == (batch, 8), f"use {batch} images at once."),
+    ]
     x_t, t, prompt = (torch.stack(parts) for parts in zip(*seen))  # (steps, batch, ...)
-    yield x_t.shape[1] == batch and prompt.shape[1:] == (batch, 8), f"use {batch} images at once."
-    yield (t != t[:, :1]).any(), "draw a timestep for each image, not one for the whole batch."
-    yield t.min() < 50 and t.max() > 950, "draw the timesteps from the whole range, 0 to T - 1."
-    yield (prompt[..., 0] == prompt[..., 1]).all(), "drop whole prompts, not single words."
     dropped, token = (prompt == 0).all(-1), prompt[..., 0]
-    yield dropped.any(), "replace some prompts by the null prompt, all zeros."
-    yield 0.04 < dropped.float().mean() < 0.2, (
-        f"{dropped.float().mean():.0%} of the prompts were dropped, not about 10%.")
-    yield (dropped.any(1) & ~dropped.all(1)).any(), "drop prompts one by one, not a whole batch."
-    yield len(token[~dropped].unique()) > N / 2, "draw the images at random from all of them."
     signal, noise = (table[t][..., None, None, None] for table in
                      (net.schedule.sqrt_alpha_bar, net.schedule.sqrt_one_minus_alpha_bar))
     pattern = (x_t - x_t.mean((2, 3, 4), keepdim=True)) / noise  # the images are flat
-    yield 0.8 < pattern[t > 100].var() < 1.2, "the noise is drawn from N(0, 1), and added by Eq. 4."
-    yield (pattern[1:] * pattern[:-1]).mean() < 0.3, "draw fresh noise in each step."
-    yield (pattern[:, 1:] * pattern[:, :-1]).mean() < 0.3, "draw separate noise for each image."
     early = ~dropped & (t < 500)
-    shown = (x_t / signal).mean((2, 3, 4))[early]
-    yield (shown - level[token[early] - 1]).abs().mean() < 0.1, (
-        "an image and its prompt must have the same index.")
+    off = (x_t / signal).mean((2, 3, 4))[early] - level[token[early] - 1]
+    yield from [
+        ((t != t[:, :1]).any(), "draw a timestep for each image, not one for the whole batch."),
+        (t.min() < 50 and t.max() > 950, "draw timesteps from the whole range, 0 to T - 1."),
+        ((token == prompt[..., 1]).all(), "drop whole prompts, not single words."),
+        (0.04 < dropped.float().mean() < 0.2,
+         f"{dropped.float().mean():.0%} of the prompts became the null prompt, not about 10%."),
+        ((dropped.any(1) & ~dropped.all(1)).any(), "drop prompts one by one, not a whole batch."),
+        (len(token[~dropped].unique()) > N / 2, "draw the images at random from all of them."),
+        (0.8 < pattern[t > 20].var() < 1.2, "draw the noise from N(0, 1) and add it by Eq. 4."),
+        ((pattern[1:] * pattern[:-1]).mean() < 0.3, "draw fresh noise in each step."),
+        ((pattern[:, 1:] * pattern[:, :-1]).mean() < 0.3, "draw separate noise for each image."),
+        (off.abs().mean() < 0.1, "an image and its prompt must have the same index."),
+    ]
 
 
 def training_loop(net, images, prompts, optimizer, steps, batch):
@@ -392,11 +409,12 @@ def training_loop(net, images, prompts, optimizer, steps, batch):
 def attention_film(seen, words):
     """Show x_t, the prediction of x_0, and where each of some words is attended to, over sampling.
 
-    seen: {t: (x_t, x_0, maps)}, maps (B, words, h, w); words: {word: its position}. Each word's maps
-    have a scale of their own.
+    seen: {t: (x_t, x_0, maps)}, maps (B, words, h, w); words: {word: its position}. Each word's
+    maps have a scale of their own.
     """
     moments = sorted(seen, reverse=True)
-    largest = {i: max(maps[0, i].max().item() for _, _, maps in seen.values()) for i in words.values()}
+    largest = {i: max(maps[0, i].max().item() for _, _, maps in seen.values())
+               for i in words.values()}
 
     def draw(axes, i):
         x_t, x_0, maps = seen[moments[i]]
@@ -406,8 +424,8 @@ def attention_film(seen, words):
             image(ax, maps[0, at], f'"{word}"', 0, largest[at], "viridis")
 
     last = len(moments) - 1
-    moving(draw, range(len(moments)), sorted({0, 1, 3, 7, 12, last} & {*range(last + 1)}), len(words) + 2,
-           size=(1.75, 2.0), fps=3, colours=256)
+    moving(draw, range(len(moments)), sorted({0, 1, 3, 7, 12, last} & {*range(last + 1)}),
+           len(words) + 2, size=(1.75, 2.0), fps=3)
 
 
 def block_diagram(wires):
@@ -418,13 +436,14 @@ def block_diagram(wires):
     fig, ax = plt.subplots(figsize=(9.8, 3.5), layout="constrained")
     ax.set(xlim=(-0.6, 13.2), ylim=(-0.8, 3.55), aspect="equal")
     ax.axis("off")
-    at = dict(zip(wires, [(0, 2.6), (7.9, 2.6), (12.6, 2.6), (0, 0), (3, 0), (4.9, 0), (7.9, 0), (11, 0)]))
+    at = dict(zip(wires, [(0, 2.6), (7.9, 2.6), (12.6, 2.6), (0, 0), (3, 0), (4.9, 0), (7.9, 0),
+                          (11, 0)]))
     for name, (x, y) in at.items():
         picture = wires[name].detach()
         most = picture.abs().max().item() or 1
         ax.imshow(picture, extent=(x - 0.5, x + 0.5, y - 0.5, y + 0.5), cmap="RdBu", vmin=-most,
                   vmax=most, interpolation="nearest", zorder=2)
-        ax.add_patch(plt.Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="gray", zorder=3))
+        ax.add_patch(plt.Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="gray"))
         ax.text(x, y + 0.58, name, ha="center", va="bottom")
     line = dict(arrowstyle="->", color="dimgray", shrinkA=0, shrinkB=0)
     for x, y, text, color in [(4.9, 2.6, "block $F$, locked\n$\\Theta$", "gainsboro"),
@@ -433,21 +452,22 @@ def block_diagram(wires):
                               (9.4, 0, "zero\nconv\n$\\Theta_{z2}$", "white")]:
         ax.text(x, y, text, ha="center", va="center", zorder=4, fontsize=9,
                 bbox=dict(boxstyle="round,pad=0.35", facecolor=color, edgecolor="tab:blue"))
-    for start, end in [((0.55, 2.6), (7.35, 2.6)), ((8.45, 2.6), (12.05, 2.6)), ((0.55, 0), (2.45, 0)),
-                       ((3.55, 0), (4.35, 0)), ((5.45, 0), (7.35, 0)), ((8.45, 0), (10.45, 0))]:
-        ax.annotate("", end, start, arrowprops=line, zorder=1)
     ax.plot([1.2, 1.2, 3.95], [2.6, 1.4, 1.4], color="dimgray", lw=1)
-    ax.annotate("", (3.95, 0.17), (3.95, 1.4), arrowprops=line)
-    ax.annotate("", (11, 2.43), (11, 0.9), arrowprops=line)
+    for start, end in [((0.55, 2.6), (7.35, 2.6)), ((8.45, 2.6), (12.05, 2.6)),
+                       ((0.55, 0), (2.45, 0)), ((3.55, 0), (4.35, 0)), ((5.45, 0), (7.35, 0)),
+                       ((8.45, 0), (10.45, 0)), ((3.95, 1.4), (3.95, 0.17)),
+                       ((11, 0.9), (11, 2.43))]:
+        ax.annotate("", end, start, arrowprops=line, zorder=1)
     for x, y in ((3.95, 0), (11, 2.6)):
-        ax.text(x, y, "+", ha="center", va="center", zorder=4, bbox=dict(boxstyle="circle,pad=0.1", facecolor="white"))
+        ax.text(x, y, "+", ha="center", va="center", zorder=4,
+                bbox=dict(boxstyle="circle,pad=0.1", facecolor="white"))
     show(fig)
 
 
 def pairs_of_bars(groups, title, ylabel="loss"):
-    """Draw {name of a group: {name of a bar: value}}, with the same bars in each group, side by side.
+    """Draw {name of a group: {name of a bar: value}} side by side, on a logarithmic scale.
 
-    The values have a logarithmic scale.
+    All groups have the same bars.
     """
     fig, ax = plt.subplots(figsize=(9.4, 3.2), layout="constrained")
     width = 0.8 / len(groups)
@@ -461,8 +481,9 @@ def pairs_of_bars(groups, title, ylabel="loss"):
 
 
 def maps(named, inch=1.3):
-    """Show the first picture of each {name: (..., H, W)} side by side. Blue is positive, red negative."""
-    fig, axes = plt.subplots(1, len(named), figsize=(inch * len(named), inch + 0.25), layout="constrained")
+    """Show the first picture of each {name: (..., H, W)}. Blue is positive, red negative."""
+    fig, axes = plt.subplots(1, len(named), figsize=(inch * len(named), inch + 0.25),
+                             layout="constrained")
     for ax, (name, values) in zip(axes, named.items()):
         picture = values.detach().reshape(-1, *values.shape[-2:])[0]
         most = picture.abs().max().item() or 1
@@ -476,14 +497,16 @@ def time_pictures(waves, vectors):
     alike = alike @ alike.T
     fig, (left, middle, right) = plt.subplots(1, 3, figsize=(9.8, 2.9), layout="constrained")
     left.imshow(waves[:100], cmap="RdBu", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
-    left.set(title="the waves, up to t = 100", xlabel="column: 16 sines, 16 cosines", ylabel="timestep t")
+    left.set(title="the waves, up to t = 100", xlabel="column: 16 sines, 16 cosines",
+             ylabel="timestep t")
     middle.plot(waves[:, [24, 26, 28]], label=["column 24", "26", "28"])
     middle.set(title="three slow columns", xlabel="timestep t", ylim=(-1.1, 1.6))
     middle.legend(fontsize=9, ncols=3, loc="upper center", handlelength=1, columnspacing=1)
     picture = right.imshow(alike, cmap="RdBu", vmin=-1, vmax=1, interpolation="nearest")
-    right.set(title="after two learned layers:\nhow alike timesteps are", xlabel="timestep t", ylabel="timestep t")
+    right.set(title="after two learned layers:\nhow alike timesteps are", xlabel="timestep t",
+              ylabel="timestep t")
     fig.colorbar(picture, ax=right, label="cosine similarity")
-    show(fig)
+    show(fig, colours=64)
     return alike
 
 
@@ -505,20 +528,23 @@ def gradient_maps(groups, norms, shown):
     cmap = plt.get_cmap("viridis").with_extremes(bad="black")
     for step, (sizes, pictures) in enumerate(zip(norms, shown)):
         for ax, name, size, picture in zip(axes[:, step], groups, sizes, pictures):
-            seen = ax.imshow(picture.where(picture > 0, torch.nan).log10(), cmap=cmap, vmin=-8, vmax=-2, aspect="auto")
+            seen = ax.imshow(picture.where(picture > 0, torch.nan).log10(), cmap=cmap, vmin=-8,
+                             vmax=-2, aspect="auto")
             ax.set(xticks=[], yticks=[], title="0" if size == 0 else f"{size:.1g}", box_aspect=1)
             if step == 0:
                 ax.set_ylabel(name, rotation=0, ha="right", va="center")
     for step, ax in enumerate(axes[0]):
-        ax.annotate(f"step {step}", (0.5, 1.3), xycoords="axes fraction", ha="center", weight="bold")
-    bar = fig.colorbar(seen, ax=axes, shrink=0.6, ticks=[-8, -6, -4, -2], label="size of a gradient (black: exactly 0)")
+        ax.annotate(f"step {step}", (0.5, 1.3), xycoords="axes fraction", ha="center",
+                    weight="bold")
+    bar = fig.colorbar(seen, ax=axes, shrink=0.6, ticks=[-8, -6, -4, -2],
+                       label="size of a gradient (black: exactly 0)")
     bar.ax.set_yticklabels(["$10^{-8}$", "$10^{-6}$", "$10^{-4}$", "$10^{-2}$"])
     show(fig)
 
 
 def tile(images, frame=1):
     """Rows of images, each (N, C, H, W), as one picture (C, ...), with gray lines between."""
-    rows = torch.stack([torch.nn.functional.pad(row, (frame,) * 4, value=0.0) for row in images])  # (R, N, C, h, w)
+    rows = torch.stack([torch.nn.functional.pad(row, (frame,) * 4, value=0.0) for row in images])
     R, N, C, H, W = rows.shape
     return rows.permute(2, 0, 3, 1, 4).reshape(C, R * H, N * W)
 
@@ -581,4 +607,4 @@ def plots(panels, xlabel, log=(), size=(4.7, 3.0), styles=None):
         ax.grid(alpha=0.3)
         if any(not name.startswith("_") for name in curves):
             ax.legend(fontsize=9)
-    show(fig)
+    show(fig, colours=64)

@@ -142,14 +142,22 @@ def summary(loaded):
 
 
 def readme_table(loaded):
-    """Return the table of the main README: every claim in full, its verdict, and what decided
-    it."""
+    """Return the table of the main README: each measured claim in full, its verdict, and what
+    decided it. Claims without a current result are counted below."""
     lines = ["| claim | verdict | what decided |", "|---|---|---|"]
+    waiting = 0
     for name, (claim, result) in loaded.items():
-        verdict = deciding(claim, result)[0] if result else "not measured yet"
+        if not result:
+            waiting += 1
+            continue
+        verdict, _ = deciding(claim, result)
         place = f"minicnet/experiments/README.md#{name}-{verdict.replace(' ', '-')}"
-        reason = answer(claim, result).partition(": ")[2] if result else ""
+        reason = answer(claim, result).partition(": ")[2]
         lines.append(f"| [{claim.short}]({place}) ({claim.source}) | {verdict} | {reason} |")
+    if waiting:
+        page = "[the page of all claims](minicnet/experiments/README.md)"
+        lines += ["", f"{waiting} further claims are declared, with their rules, and not measured "
+                      f"yet on the present networks: see {page}."]
     return "\n".join(lines)
 
 
