@@ -32,7 +32,7 @@ REDUCED = {  # knobs of the parameters cell, turned down for a quick run
     "04_zero_convolution": dict(BATCH=4, SHOWN=3, STARTS=["zero", 1], TRAIN_STEPS=2, FEW=10, TRAIN_IMAGES=200,
                                 EVALUATIONS=1, DRAWN=2, HELD_OUT=4, SAMPLING_STEPS=2),
     "05_controlnet": dict(TRAIN_IMAGES=200, HELD_OUT=8, STEPS=8, BATCH=4, LOG_EVERY=1, SEEDS=[0, 1],
-                          SAMPLING_STEPS=2, TOY_STEPS=20),
+                          ADAMW_STEPS=8, SAMPLING_STEPS=2, TOY_STEPS=20),
     "06_many_conditions": dict(IMAGES=8, SHOWN=3, STEPS=8, STRENGTHS=[0, 1], CLASSIFIER_STEPS=60),
     "07_claims": dict(SEEDS=[0, 1], STEPS=3, BATCH=4, TRAIN_IMAGES=100, IMAGES=12, SAMPLING_STEPS=4,
                       EXPERIMENTS=20),
