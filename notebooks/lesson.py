@@ -480,17 +480,6 @@ def pairs_of_bars(groups, title, ylabel="loss"):
     show(fig)
 
 
-def maps(named, inch=1.3):
-    """Show the first picture of each {name: (..., H, W)}. Blue is positive, red negative."""
-    fig, axes = plt.subplots(1, len(named), figsize=(inch * len(named), inch + 0.25),
-                             layout="constrained")
-    for ax, (name, values) in zip(axes, named.items()):
-        picture = values.detach().reshape(-1, *values.shape[-2:])[0]
-        most = picture.abs().max().item() or 1
-        image(ax, picture, name, -most, most, "RdBu")
-    show(fig)
-
-
 def time_pictures(waves, vectors):
     """Show the waves (T, dim) of timesteps, and how alike their learned vectors (T, E) are."""
     alike = torch.nn.functional.normalize(vectors - vectors.mean(0), dim=1)
@@ -601,10 +590,11 @@ def plots(panels, xlabel, log=(), size=(4.7, 3.0), styles=None):
                              layout="constrained", squeeze=False)
     for ax, (title, curves) in zip(axes[0], panels.items()):
         for name, points in curves.items():
-            style = {"label": name, "marker": ".", **(styles or {}).get(name.lstrip("_").split(",")[0], {})}
+            style = {"label": name, "marker": "." if len(points) < 50 else "",
+                     **(styles or {}).get(name.lstrip("_").split(",")[0], {})}
             ax.plot([*points], [*points.values()], **style)
         ax.set(title=title, xlabel=xlabel, yscale="log" if title in log else "linear")
         ax.grid(alpha=0.3)
         if any(not name.startswith("_") for name in curves):
             ax.legend(fontsize=9)
-    show(fig, colours=64)
+    show(fig, colours=256)
