@@ -6,8 +6,8 @@ training.py and train_mnist_edges.py, which puts all of it together. The other f
 
 import os
 
-# OpenMP's threads wait for one another by spinning, for billions of turns by default. Where another
-# program needs the cores, this slows training eighty times. With 1,000 turns it takes eight times
-# as long, and 7% longer on free cores (two cores of a Zen 5). Torch reads the variable when it is
-# loaded, so it is set before.
+# OpenMP's threads wait for one another by spinning, for billions of turns by default, which starves
+# two programs that share the cores: one machine trained eighty times more slowly. With 1,000 turns
+# a Zen 5 with two cores takes eight times as long beside another training, and up to a fifth longer
+# alone. Torch reads the variable when it is loaded, so it is set before.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")

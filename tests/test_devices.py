@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from minicnet import devices
 from minicnet.devices import autocast, has_fast_bf16, pick_device, place
 from minicnet.errors import UserError
 
@@ -41,3 +42,14 @@ def test_auto_is_the_fastest_device_there_is_and_each_process_has_a_gpu_of_its_o
         monkeypatch.setenv("LOCAL_RANK", "2")
         with pytest.raises(UserError, match="at most the number of GPUs, 2"):
             pick_device("cuda")
+
+
+def test_the_processes_of_torchrun_do_not_use_a_macs_gpu(monkeypatch):
+    """They exchange gradients through gloo, which has no tensors of that kind."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert devices.pick_device("auto").type == "mps"
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert devices.pick_device("auto").type == "cpu"
+    with pytest.raises(UserError, match="no device 'mps'"):
+        devices.pick_device("mps")

@@ -20,6 +20,7 @@ from minicnet.data.prompts import training_prompts
 from minicnet.diffusion import NoiseSchedule
 from minicnet.errors import UserError
 from minicnet.training import Recipe, Trainer, fit, make_optimizers
+from minicnet.unet import UNet
 
 SCHEDULE = NoiseSchedule.cosine(1000)
 CENTRE = torch.rand(4, 4, generator=torch.Generator().manual_seed(0)) - 0.5
@@ -291,6 +292,28 @@ def test_numbers_that_are_not_finite_end_a_run_and_the_last_good_weights_are_kep
         fitted(path, broken)
     assert (load_checkpoint(path, {"kind": "base"})["step"] if path.exists() else None) == kept
     assert fitted(path, resume=True)[0] == undisturbed[1]
+
+
+def test_moments_take_the_memory_layout_of_the_weights_when_a_run_goes_on_elsewhere():
+    """AdamW's fused step pairs the raw memory of weights and moments."""
+    def trainer(layout):
+        torch.manual_seed(0)
+        unet = UNet(channels=8, multipliers=(1,)).to(memory_format=layout)
+        return Trainer(unet, lambda net, x_0, prompt: controlled(net, prompt), images, prompts,
+                       Recipe(10, 4), unet.schedule)
+
+    images, prompts = torch.rand(8, 1, 28, 28) * 2 - 1, torch.zeros(8, 1, 8, dtype=torch.int64)
+    stopped = trainer(torch.contiguous_format)
+    stopped.step()
+    resumed = trainer(torch.channels_last)
+    resumed.load_state_dict(stopped.state_dict())
+    for optimizer in resumed.optimizers:
+        for parameter, moments in optimizer.state.items():
+            for moment in moments.values():
+                assert moment.shape != parameter.shape or moment.stride() == parameter.stride()
+    stopped.step(), resumed.step()
+    for ours, theirs in zip(resumed.net.parameters(), stopped.net.parameters()):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-3)
 
 
 # Speed
