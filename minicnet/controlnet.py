@@ -188,8 +188,7 @@ class ControlNet(nn.Module):
         Raises ValueError for another shape, and for values outside [0, 1] or NaN. On a GPU the
         values are not checked, because the program would have to wait for them.
         """
-        channels = self.condition_encoder.condition_channels
-        patch = self.encoder.patch
+        channels, patch = self.condition_encoder.condition_channels, self.encoder.patch
         shape = () if condition is None else tuple(condition.shape)
         if len(shape) != 4 or shape[1] != channels or shape[2] % patch or shape[3] % patch:
             raise ValueError(f"the condition must be (B, {channels}, H, W), with H and W multiples "

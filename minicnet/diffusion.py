@@ -161,8 +161,6 @@ def guided(eps_cond, eps_uncond, w):
     """
     if w == 1:
         return eps_cond
-    if w == 0:
-        return eps_uncond
 
     def eps_guided(x_t, t):
         without = eps_uncond(x_t, t)

@@ -46,6 +46,8 @@ def parse_arguments(argv=None):
     parser.add_argument("--prompt", default="", help="what to draw, in words; may be left out")
     parser.add_argument("--guidance", type=cli.number(-100, 100), default=2.0,
                         help="strength of the prompt; 1 is no guidance, default 2")
+    parser.add_argument("--control-guidance", type=cli.number(-100, 100), default=1.0,
+                        help="strength of the conditions beyond --scale; 1 is no guidance, default")
     parser.add_argument("--steps", type=cli.whole_number(1, 1000), default=20, help="DDIM steps")
     parser.add_argument("--count", type=cli.whole_number(1, MAX_IMAGES), default=8,
                         help="how many images")
@@ -110,7 +112,8 @@ def draw(args):
     x_T = seeded_noise((args.count, *image_shape), args.seed, device)
     try:
         images = generate(place(unet, device), unet.schedule, prompt, x_T, controls,
-                          guidance=args.guidance, steps=args.steps, progress=True)
+                          guidance=args.guidance, control_guidance=args.control_guidance,
+                          steps=args.steps, progress=True)
     except ValueError as error:  # such as images that are not finite
         raise UserError(str(error)) from error
     return {**columns, "images": images[None]}

@@ -11,15 +11,17 @@ GPU_CHUNK = 1000
 
 
 @torch.no_grad()
-def generate(unet, schedule, prompt, x_T, controls=(), *, guidance=1.0, steps=20, progress=False,
-             hook=None):
+def generate(unet, schedule, prompt, x_T, controls=(), *, guidance=1.0, control_guidance=1.0,
+             steps=20, progress=False, hook=None):
     """Draw images (B, C, H, W) in [-1, 1] from noise x_T of that shape and prompts (B, L), by DDIM.
 
     schedule: that of the network, unet.schedule. controls: Conditionings or triples (net,
-    condition, scale), whose residuals are summed. A
-    condition of batch 1 serves all images. guidance: the w of `guided`; the conditions go into both
-    predictions, so it strengthens the prompt only. steps: of DDIM. progress: show a bar.
-    hook(t, x_t, x_0): called at each step, as by `sample_ddim`, for each chunk of images in turn.
+    condition, scale), whose residuals are summed. A condition of batch 1 serves all images.
+    guidance: the w of `guided`; the conditions go into both predictions, so it strengthens the
+    prompt only. control_guidance strengthens the conditions in the same way. Ours: the paper does
+    not have it. Each kind of guidance doubles the cost of a step. steps: of DDIM. progress: show a
+    bar. hook(t, x_t, x_0): called at each step, as by `sample_ddim`, for each chunk of images in
+    turn.
 
     Raises ValueError if batches or steps do not fit, or if images are not finite, which happens
     with an extreme scale or guidance.
@@ -38,10 +40,10 @@ def generate(unet, schedule, prompt, x_T, controls=(), *, guidance=1.0, steps=20
         for start in range(0, B, size):
             part = slice(start, start + size)
             chunk = [control._replace(condition=control.condition[part]) for control in controls]
-            eps_model = controlled(unet, prompt[part], chunk)
-            if guidance != 1:
-                eps_uncond = controlled(unet, torch.zeros_like(prompt[part]), chunk)
-                eps_model = guided(eps_model, eps_uncond, guidance)
+            eps_cond, eps_uncond = (
+                guided(controlled(unet, words, chunk), controlled(unet, words), control_guidance)
+                for words in (prompt[part], torch.zeros_like(prompt[part])))
+            eps_model = guided(eps_cond, eps_uncond, guidance)
             images.append(sample_ddim(eps_model, schedule, x_T[part], steps, hook=report))
     images = torch.cat(images)
     if not images.isfinite().all():

@@ -70,8 +70,8 @@ class ResBlock(nn.Module):
         self.emb = nn.Linear(emb_channels, out_channels)
         self.norm2 = nn.GroupNorm(8, out_channels)
         self.conv2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
-        mixes = in_channels != out_channels
-        self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if mixes else nn.Identity()
+        self.shortcut = (nn.Identity() if in_channels == out_channels
+                         else nn.Conv2d(in_channels, out_channels, 1))
 
     def forward(self, x, emb, words=None):
         h = self.conv1(F.silu(self.norm1(x)))

@@ -212,9 +212,8 @@ def test_samplers_stay_on_the_device_of_x_T_and_keep_no_graph(sampler):
 # Guidance
 
 
-@pytest.mark.parametrize("w, needed", [(1, "c"), (0, "u"), (-1, "cu"), (0.5, "cu"), (7.5, "cu")])
-def test_guidance_lies_on_the_line_through_both_predictions_and_asks_only_models_that_it_needs(
-        w, needed):
+@pytest.mark.parametrize("w, needed", [(1, "c"), (0, "cu"), (-1, "cu"), (0.5, "cu"), (7.5, "cu")])
+def test_guidance_lies_on_the_line_through_both_predictions_and_w_1_needs_only_one(w, needed):
     asked = []
 
     def model(name, slope):

@@ -50,10 +50,10 @@ def draw(argv):
     return images[0], *((picture[0] + 1) / 2 for picture in maps)
 
 
-def expected(unet, *controls, prompt="", count=2, seed=0, guidance=2, steps=2):
+def expected(unet, *controls, prompt="", count=2, seed=0, guidance=2, steps=2, **more):
     return generate(unet, unet.schedule, tokenize([prompt] * count),
                     seeded_noise((count, 1, 16, 16), seed), controls, guidance=guidance,
-                    steps=steps)
+                    steps=steps, **more)
 
 
 def test_a_drawing_and_a_prompt_become_images(run, unet, nets):
@@ -64,10 +64,10 @@ def test_a_drawing_and_a_prompt_become_images(run, unet, nets):
 
 def test_every_flag_does_what_it_says(run, unet, nets):
     flags = ["--scale", "-0.5", "--start", 0.5, "--end", 0.9, "--guidance", "2.5", "--count", "3",
-             "--seed", "7", "--steps", "4"]
+             "--control-guidance", "1.5", "--seed", "7", "--steps", "4"]
     images, cross = draw(control(run, *flags))
     assert torch.equal(images, expected(unet, (nets[0], cross, -0.5, 0.5, 0.9), count=3, seed=7,
-                                        guidance=2.5, steps=4))
+                                        guidance=2.5, control_guidance=1.5, steps=4))
 
 
 def test_a_base_alone_and_scale_0_draw_the_same(run, unet):
