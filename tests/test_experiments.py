@@ -315,7 +315,7 @@ def test_every_claim_runs(small, name, tmp_path, monkeypatch):
 
 def test_the_page_shows_current_results_and_refuses_those_of_another_rule(tmp_path, monkeypatch):
     claim = make_claim(Better("good", "poor", "strict_f1", by=0.05), paper={
-        ("good", "strict_f1"): "0.7"})
+        ("good", "strict_f1"): "0.7"}, testbeds=(("digits", "muon"), ("coloured", "muon")))
     module = type(claims)("minicnet.experiments.something")
     module.CLAIM = claim
     monkeypatch.setattr(page, "ROOT", tmp_path)
@@ -323,21 +323,22 @@ def test_the_page_shows_current_results_and_refuses_those_of_another_rule(tmp_pa
     monkeypatch.setattr(lab, "stamp", lambda *parts: "stamp")
     found = {"arms": FOUND, "samples": {}, "seconds": 60, "stamp": "stamp", "dataset": "drawn"}
     result = {"rule": claim.rule, "date": "2026-01-02", "torch": "2", "device": "cpu",
-              "testbeds": {"digits muon": found}}
+              "testbeds": {"digits muon": found, "coloured muon": {**found, "stamp": "old"}}}
     out = tmp_path / "out"
     out.mkdir()
     (out / "something.json").write_text(json.dumps(result))
     (out / "something.png").write_bytes(b"")
     (tmp_path / "minicnet" / "experiments").mkdir(parents=True)
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
+    readme.write_text(f"before\n{page.BEGIN}\nOUTDATED\n{page.END}\nafter\n")
 
     page.publish(out, ["something"])
     text = (tmp_path / "minicnet" / "experiments" / "README.md").read_text()
     assert "## something: reproduced" in text and "(paper: 0.7)" in text and "± " in text
-    assert "| of the paper | 1 | 0 | 0 | 0 | 0 |" in text
-    assert readme.read_text().startswith(f"before\n{page.BEGIN}\n| claim |")
-    assert readme.read_text().endswith(f"{page.END}\nafter\n") and "old" not in readme.read_text()
+    assert "| of the paper | 1 | 0 | 0 | 0 | 0 |" in text and "Elsewhere" not in text
+    assert "Of 1 claims, 1 are measured on the present networks: 1 reproduced" in readme.read_text()
+    assert readme.read_text().startswith(f"before\n{page.BEGIN}\n")
+    assert readme.read_text().endswith(f"{page.END}\nafter\n") and "OUTDATED" not in readme.read_text()
 
     module.CLAIM = make_claim(Better("good", "poor", "strict_f1", by=0.06))
     page.publish(out, ["something"])

@@ -1,6 +1,7 @@
-"""Measure all claims in turn, and write the page of this folder and the README's table of claims.
+"""Measure all claims in turn, and write the page of this folder and the README's chart of claims.
 
     python -m minicnet.experiments.all            # many hours on two cores; can be resumed
+    python -m minicnet.experiments.all --deciding # only on the testbed that decides each claim
     python -m minicnet.experiments.all --readme   # measure nothing, write both pages
     python -m minicnet.experiments.all --quick    # a smoke run of every claim, without a page
 """

@@ -277,13 +277,14 @@ class Claim:
         best = max(tested, key=lambda name: sign * np.mean(tables[name][measure]))
         worse = interval(value(tables, best, measure), value(tables, room.bad, measure))
         if best == room.bad or not (worse.low > 0 if sign > 0 else worse.high < 0):
-            return f"{MEASURES[measure].title} does not show that {self.titles[room.bad]} is bad"
+            return (f"this measure does not tell the known-bad arm, {self.titles[room.bad]}, from "
+                    "the best one")
         if room.ceiling is not None:
             floor, ceiling, found = (np.mean(value(tables, name, measure))
                                      for name in (room.floor, room.ceiling, best))
             reached = (found - floor) / ((ceiling - floor) or 1e-9)
             if reached > NEARLY_PERFECT:
-                return f"{MEASURES[measure].title} is {reached:.0%} of the way from floor to top"
+                return f"the best arm reaches {reached:.0%} of the way from floor to ceiling"
         return None
 
 

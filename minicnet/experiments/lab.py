@@ -1,7 +1,8 @@
 """The lab carries out what claims declare: it trains arms, draws, measures, and keeps everything.
 
-    python -m minicnet.experiments.forgetting            # one claim; can be stopped and resumed
-    python -m minicnet.experiments.forgetting --quick    # a smoke run: seconds, and no meaning
+    python -m minicnet.experiments.forgetting              # one claim; can be stopped and resumed
+    python -m minicnet.experiments.forgetting --deciding   # only on the testbed that decides it
+    python -m minicnet.experiments.forgetting --quick      # a smoke run: seconds, and no meaning
 
 Trained networks and measured rows are files, named after a hash of all that they depend on: the
 base's weights, settings, declaration and code. A file is found again if none of these has changed,
@@ -358,13 +359,13 @@ def what(claim):
 
 
 def measure(name, args):
-    """Measure the claim of that name on all of its testbeds, and write its result and figure."""
+    """Measure the claim of that name on its testbeds, and write its result and figure."""
     claim = importlib.import_module(f"minicnet.experiments.{name}").CLAIM
     device = pick_device(args.device)
     settings = QUICK if args.quick else FULL | {"images": claim.images}
     result = {"name": name, "rule": claim.rule, "date": datetime.date.today().isoformat(),
               "torch": torch.__version__, "device": str(device), "testbeds": {}}
-    for base, optimizer in claim.testbeds:
+    for base, optimizer in claim.testbeds[: 1 if args.deciding else None]:
         lab = Lab(base, optimizer, settings, args.out, args.data_dir, device)
         found = {**lab.measure(claim), "dataset": lab.dataset,
                  "stamp": stamp(base, settings, what(claim))}
@@ -382,6 +383,8 @@ def parser(description):
     new.add_argument("--out", type=Path, help="default: runs/experiments, or ...-quick")
     new.add_argument("--data-dir", type=Path, default=Path("data"),
                      help="where datasets are, or are downloaded to")
+    new.add_argument("--deciding", action="store_true",
+                     help="measure on the testbed that decides, and on no other")
     new.add_argument("--quick", action="store_true", help="a smoke run: seconds, and no meaning")
     return new
 

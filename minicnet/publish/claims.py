@@ -1,18 +1,19 @@
-"""The results page of this folder, and the table of claims in the main README.
+"""The results page of the experiments, and the chart of claims in the main README.
 
 Both are made from the results in .github/results/experiments alone, and by the claims as they are
-now. A result is shown if it was measured under today's rule, by today's code and weights; every
-other claim is listed as not measured yet, with its rule.
+now. A result is shown if it was measured under today's rule, by today's code and weights, at least
+on the testbed that decides; every other claim is listed as not measured yet, with its rule.
 """
 
 import importlib
 import json
 import shutil
+import textwrap
 from collections import Counter
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 
 from minicnet.checkpoints import write_atomically
 from minicnet.experiments import lab
@@ -25,8 +26,8 @@ ROOT = Path(__file__).parents[2]
 RESULTS = Path(".github") / "results" / "experiments"
 BEGIN = "<!-- claims: made by python -m minicnet.experiments.all -->"
 END = "<!-- end of claims -->"
-VERDICTS = {"reproduced": "#7bbf7b", "mixed": "#f3d37a", "not reproduced": "#e58a7f",
-            "cannot tell": "#d5d5d5"}
+VERDICTS = {"reproduced": ("#8fcc8f", "✓"), "mixed": ("#f3d37a", "~"),
+            "not reproduced": ("#eb9c92", "✗"), "cannot tell": ("#d5d5d5", "?")}
 WHOSE = {"the paper": "of the paper", "the authors' notes": "of the authors' notes",
          "another paper": "of other papers", "users": "asked by users", "minicnet": "our own"}
 HOLDS = {True: "holds", False: "fails", None: "open"}
@@ -50,20 +51,20 @@ claim reaches. *adamw* trains as the paper does, at a constant rate and without 
 """
 
 
-def load(name):
-    """Return a claim and its published result, or None for one that is missing or outdated."""
-    claim = importlib.import_module(f"minicnet.experiments.{name}").CLAIM
-    path = ROOT / RESULTS / f"{name}.json"
+def read(claim, path):
+    """Return a claim's result, without the testbeds that were measured by other code or weights.
+
+    None if there is no result, if it is older than the rule, or outdated where it decides.
+    """
     result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return claim, result if result and current(claim, result) else None
-
-
-def current(claim, result):
-    """Return whether a result was measured under today's rule, by today's code and weights."""
-    settings = lab.FULL | {"images": claim.images}
-    return result["rule"] == claim.rule and all(
-        result["testbeds"].get(f"{base} {optimizer}", {}).get("stamp")
-        == lab.stamp(base, settings, lab.what(claim)) for base, optimizer in claim.testbeds)
+    if not result or result["rule"] != claim.rule:
+        return None
+    settings, current = lab.FULL | {"images": claim.images}, {}
+    for base, optimizer in claim.testbeds:
+        testbed, stamp = f"{base} {optimizer}", lab.stamp(base, settings, lab.what(claim))
+        if result["testbeds"].get(testbed, {}).get("stamp") == stamp:
+            current[testbed] = result["testbeds"][testbed]
+    return {**result, "testbeds": current} if " ".join(claim.testbeds[0]) in current else None
 
 
 def verdicts(claim, result):
@@ -79,13 +80,15 @@ def deciding(claim, result):
 
 
 def answer(claim, result):
-    """Return the verdict and the number that decided it, as a sentence."""
+    """Return the number that decided the verdict, as a sentence."""
     verdict, outcome = deciding(claim, result)
-    test, titles = outcome.test, claim.titles
-    reason = f", but {outcome.why}" if outcome.holds is None else ""
-    return (f"{verdict.capitalize()}: in {MEASURES[test.measure].title}, "
-            f"{title(test.ours, titles)} minus {title(test.theirs, titles)} is "
-            f"{outcome.difference}{reason}.")
+    test, found = outcome.test, outcome.difference
+    name = MEASURES[test.measure].title
+    sentence = (f"{name[0].upper()}{name[1:]}: {title(test.ours, claim.titles)} is "
+                f"{abs(found.by):.3f} {'lower' if found.by < 0 else 'higher'} than "
+                f"{title(test.theirs, claim.titles)} (interval of the difference: {found.low:+.3f} "
+                f"to {found.high:+.3f})")
+    return f"{sentence}, but {outcome.why}." if outcome.holds is None else f"{sentence}."
 
 
 def section(name, claim, result):
@@ -105,7 +108,8 @@ def section(name, claim, result):
     amendments = [f"Amended: {reason}" for reason in claim.amendments]
     seconds = sum(one["seconds"] for one in result["testbeds"].values())
     return "\n\n".join([
-        f"## {name}: {verdict}", *rule, f"**{answer(claim, result)}**", table(claim, found["arms"]),
+        f"## {name}: {verdict}", *rule, f"**{verdict.capitalize()}.** {answer(claim, result)}",
+        table(claim, found["arms"]),
         f"The rule of {claim.dated}, on {testbed} ({claim.trainings} trainings, {claim.images} "
         f"images):", tests, *amendments, *([f"Elsewhere: {elsewhere}."] if elsewhere else []),
         f"![{name}: {verdict}](../../{RESULTS.as_posix()}/{name}.png)",
@@ -141,64 +145,69 @@ def summary(loaded):
     return "\n".join(lines)
 
 
-def readme_table(loaded):
-    """Return the table of the main README: each measured claim in full, its verdict, and what
-    decided it. Claims without a current result are counted below."""
+def overview(loaded):
+    """Return each measured claim in full, its verdict and what decided it, as Markdown."""
     lines = ["| claim | verdict | what decided |", "|---|---|---|"]
-    waiting = 0
     for name, (claim, result) in loaded.items():
-        if not result:
-            waiting += 1
-            continue
-        verdict, _ = deciding(claim, result)
-        place = f"minicnet/experiments/README.md#{name}-{verdict.replace(' ', '-')}"
-        reason = answer(claim, result).partition(": ")[2]
-        lines.append(f"| [{claim.short}]({place}) ({claim.source}) | {verdict} | {reason} |")
-    if waiting:
-        page = "[the page of all claims](minicnet/experiments/README.md)"
-        lines += ["", f"{waiting} further claims are declared, with their rules, and not measured "
-                      f"yet on the present networks: see {page}."]
+        if result:
+            verdict, _ = deciding(claim, result)
+            place = f"#{name}-{verdict.replace(' ', '-')}"
+            lines.append(f"| [{claim.short}]({place}) ({claim.source}) | {verdict} | "
+                         f"{answer(claim, result)} |")
     return "\n".join(lines)
 
 
-def matrix(verdicts):
-    """Draw where claims hold. verdicts: {claim: {testbed: verdict}}."""
-    testbeds = list(dict.fromkeys(name for row in verdicts.values() for name in row))
-    fig = Figure(figsize=(1.7 * len(testbeds) + 2.6, 0.36 * len(verdicts) + 0.8),
-                 layout="constrained")
+def front(loaded):
+    """Return the section of the main README: the chart, and how many claims it shows."""
+    found = Counter(deciding(claim, result)[0] for claim, result in loaded.values() if result)
+    counts = ", ".join(f"{found[verdict]} {verdict}" for verdict in VERDICTS)
+    return (f"[![Which claims hold on which testbed]({RESULTS.as_posix()}/matrix.png)]"
+            f"(minicnet/experiments/README.md)\n\n*Of {len(loaded)} claims, {found.total()} are "
+            f"measured on the present networks: {counts}. The [page of all claims]"
+            "(minicnet/experiments/README.md) has each with its quote, its rule, a table and a "
+            "figure.*")
+
+
+def matrix(loaded):
+    """Draw where claims hold: a line for each measured claim, and a column for each testbed."""
+    rows = {claim.short: verdicts(claim, result) for claim, result in loaded.values() if result}
+    testbeds = sorted({" ".join(names) for claim, _ in loaded.values() for names in claim.testbeds})
+    fig = Figure(figsize=(0.95 * len(testbeds) + 6, 0.3 * len(rows) + 1.2), layout="constrained")
     ax = fig.subplots()
-    for i, row in enumerate(verdicts.values()):
-        for j, testbed in enumerate(testbeds):
-            if testbed in row:
-                ax.add_patch(Rectangle((j - 0.48, -i - 0.46), 0.96, 0.92,
-                                       color=VERDICTS[row[testbed]]))
-                ax.text(j, -i, row[testbed], ha="center", va="center", fontsize=9)
+    for i, row in enumerate(rows.values()):
+        for testbed, verdict in row.items():
+            j, (colour, symbol) = testbeds.index(testbed), VERDICTS[verdict]
+            ax.add_patch(Rectangle((j - 0.47, i - 0.45), 0.94, 0.9, color=colour))
+            ax.text(j, i, symbol, ha="center", va="center", fontsize=11,
+                    weight="bold" if testbed == next(iter(row)) else "normal")
     ax.set_xlim(-0.5, len(testbeds) - 0.5)
-    ax.set_ylim(-len(verdicts) + 0.5, 0.5)
+    ax.set_ylim(max(1, len(rows)) - 0.5, -0.5)
     ax.set_xticks(range(len(testbeds)), [name.replace(" ", "\n") for name in testbeds], fontsize=9)
-    ax.set_yticks([-i for i in range(len(verdicts))], verdicts, fontsize=9)
+    ax.set_yticks(range(len(rows)), [textwrap.shorten(short, 95) for short in rows], fontsize=9)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
+    patches = [Patch(color=colour, label=f"{symbol}  {verdict}")
+               for verdict, (colour, symbol) in VERDICTS.items()]
+    fig.legend(handles=patches, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return fig
 
 
 def publish(out, names):
     """Copy current results from `out` into the checkout, and write both pages."""
     (ROOT / RESULTS).mkdir(parents=True, exist_ok=True)
+    loaded = {}
     for name in names:
         claim = importlib.import_module(f"minicnet.experiments.{name}").CLAIM
-        measured = out / f"{name}.json"
-        if measured.exists() and current(claim, json.loads(measured.read_text(encoding="utf-8"))):
-            shutil.copy(measured, ROOT / RESULTS / measured.name)
-            shutil.copy(measured.with_suffix(".png"), ROOT / RESULTS / f"{name}.png")
-    loaded = {name: load(name) for name in names}
-    parts = [INTRODUCTION.strip(), summary(loaded)]
-    rows = {name: verdicts(*pair) for name, pair in loaded.items() if pair[1]}
-    if rows:
-        save_figure(matrix(rows), ROOT / RESULTS / "matrix.png")
-        parts.append(f"![Where each claim holds](../../{RESULTS.as_posix()}/matrix.png)")
-    parts += [section(name, *pair) for name, pair in loaded.items()]
+        measured, published = out / f"{name}.json", ROOT / RESULTS / f"{name}.json"
+        if read(claim, measured):
+            shutil.copy(measured, published)
+            shutil.copy(measured.with_suffix(".png"), published.with_suffix(".png"))
+        loaded[name] = claim, read(claim, published)
+    save_figure(matrix(loaded), ROOT / RESULTS / "matrix.png")
+    parts = [INTRODUCTION.strip(), summary(loaded),
+             f"![Where each claim holds](../../{RESULTS.as_posix()}/matrix.png)", overview(loaded),
+             *(section(name, *pair) for name, pair in loaded.items())]
     page = ROOT / "minicnet" / "experiments" / "README.md"
     write_atomically(page, ("\n\n".join(parts) + "\n").encode())
-    update_readme(ROOT / "README.md", BEGIN, END, readme_table(loaded))
+    update_readme(ROOT / "README.md", BEGIN, END, front(loaded))
     print(page)
