@@ -448,7 +448,8 @@ def test_planted_mistakes_lose_points(tmp_path, name):
 
 @pytest.mark.parametrize("name", ASSIGNMENTS)
 def test_a_student_s_repository_holds_no_answer(trees, name):
-    assert find_leaks(name, trees / name) == []
+    for assignment in make_student.from_on(name):  # nor one to a later assignment
+        assert find_leaks(assignment, trees / name) == []
     files = {str(path.relative_to(trees / name)) for path in (trees / name).rglob("*")}
     assert {file for file in files if "assignments/" in file} == {
         f"notebooks/assignments/{name}.ipynb", "tests/assignments/checking.py",
@@ -459,6 +460,9 @@ def test_a_student_s_repository_holds_no_answer(trees, name):
     handout = (trees / name / f"notebooks/assignments/{name}.ipynb").read_text()
     assert not re.search(r"Model answer|Marks\.|image/png", handout)
     assert "## Investigation" in handout
+    for notebook in (trees / name).rglob("*.ipynb"):
+        for weights in re.findall(r'WEIGHTS / \\"(.*?)\\"', notebook.read_text()):
+            assert (trees / name / "minicnet" / "weights" / weights).exists(), notebook.name
 
 
 def test_the_search_finds_planted_answers(trees, tmp_path):
@@ -474,9 +478,31 @@ def test_the_search_finds_planted_answers(trees, tmp_path):
     assert found == {"renamed.py", "page.md", "words.md"}
 
 
+@pytest.mark.slow
+def test_a_base_draws_in_a_repository_without_the_later_solutions(trees, tmp_path):
+    shutil.copytree(trees / "a2", tmp_path / "a2")
+    hand_in(tmp_path / "a2", written(trees / "a2", "a2", RIGHT["a2"]))
+    code = """
+from minicnet.checkpoints import WEIGHTS, load_base
+from minicnet.sampling import generate, seeded_noise
+from minicnet.words import tokenize
+unet, _ = load_base(WEIGHTS / "digits/base.pt")
+drawn = generate(unet, unet.schedule, tokenize(["a seven"]), seeded_noise((1, 1, 28, 28), 0))
+print("ink on", (drawn > 0).sum().item(), "pixels")"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "a2", env=QUIET,
+                          capture_output=True, text=True)
+    assert re.fullmatch(r"ink on \d\d+ pixels\n", done.stdout), done.stderr
+
+
 def test_the_plan_names_every_lesson_and_is_the_one_in_the_readme():
-    lessons = sorted(path.name[:2] for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    lessons = [path.name[:2] for path in make_student.lessons()]
     assert set(lessons) <= set(PLAN) and set(ASSIGNMENTS) <= set(PLAN)
+    held_back = {name: [path.name[:2] for path in make_student.lessons_held_back(name)]
+                 for name in ASSIGNMENTS}
+    assert set(held_back["a3"]) >= {"04", "05", "08"}  # students write A3's functions in these
+    assert sorted({lesson for held in held_back.values() for lesson in held}) == lessons
+    for name, held in held_back.items():
+        assert not set(held) & set(PLAN[:PLAN.index(name)]), "change PLAN"
     weeks = re.findall(r"^\| \d+ \| (.*?) \| (.*?) \|", (TOOLS / "README.md").read_text(), re.M)
     named = [word for week in weeks for cell in week
              for word in re.findall(r"\b(0\d|a\d)\b", cell.lower())]

@@ -8,14 +8,16 @@ writes three things into the new folder ../a2:
     solution/        the same with these functions, and the handout with its model answers
     autograder.zip   for Gradescope: "Configure Autograder", then upload it as it is
 
-The library is the reference solution; own_condition.py beside this file supplies what it lacks. In
-the student's repository, signatures and docstrings stay, because they state the problem. It holds
-only what the assignment needs, and `find_leaks` searches it for the solutions.
+The library is the reference solution, and own_condition.py beside this file supplies what it lacks.
+In the student's repository, signatures and docstrings stay, because they state the problem. The
+solutions of later assignments are taken out as well, and `find_leaks` searches the whole repository
+for answers.
 """
 
 import argparse
 import ast
 import functools
+import itertools
 import json
 import re
 import shutil
@@ -28,8 +30,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 HERE = "notebooks/assignments"
 COPIED = ["LICENSE", "requirements.txt", ".pytest.ini", "minicnet/*.py", "minicnet/data/*.py",
-          "minicnet/weights/digits/*.pt", "tests/assignments/conftest.py",
-          "tests/assignments/checking.py"]
+          "tests/assignments/conftest.py", "tests/assignments/checking.py"]
 # The order of a course. An assignment comes before the lessons that answer a part of it, and those
 # are handed out with its marks. The repository for an assignment holds the lessons before it.
 PLAN = ["a1", "01", "02", "a2", "03", "a3", "04", "05", "06", "a4", "07", "08"]
@@ -98,17 +99,26 @@ ASSIGNMENTS = {  # name: {file to hand in: its blanks}
         ],
     },
 }
-# Passages of the library that answer a written question: (file, how they begin, what follows them).
-CUT = {"a3": [("minicnet/controlnet.py", "Why do zero weights learn", "Paper:")]}
+# Functions of a later assignment that stay, because no base can be built or loaded without them.
+NEEDED = {"zeroed", "freeze"}
+# Passages of the library that answer a question: (file, how they begin, how what follows begins).
+CUT = {
+    "a1": [("minicnet/diffusion.py", "Where x_t is nearly pure noise", "Arguments and errors"),
+           ("minicnet/diffusion.py", "The prediction goes from", "eps_cond, eps_uncond: eps_")],
+    "a3": [("minicnet/controlnet.py", " A\nrandom connection", "\n\nWhy do zero weights"),
+           ("minicnet/controlnet.py", "Why do zero weights learn", "Paper:")],
+}
 # Phrases that answer a written question or the investigation, as regular expressions.
 ANSWERS = {
     "a1": [r"extrapolat", r"memori[sz]", r"factor [^.]{0,40}(enormous|explode)",
-           r"(los|cost|reduc)\w* (of )?diversity", r"cop(y|ies)( of)? the training",
-           r"can only (copy|reproduce)", r"without (the )?fresh noise"],
+           r"(los|cost|reduc)\w* (of )?(diversity|variety)", r"var(y|ies) less",
+           r"ruins? the image", r"cop(y|ies)( of)? the training", r"can only (copy|reproduce)",
+           r"without (the )?fresh noise"],
     "a2": [r"fourth power", r"256 times", r"\(HW\)\^2", r"without (the |its )?skips?\b",
            r"skips? (carry|carries|hold)[^.]{0,40}detail"],
     "a3": [r"\bwak(e|es|ing)\b", r"two zero[- ]conv[^.]{0,40}(row|series|after)",
-           r"never (learn|wake)s?", r"third step", r"second step"],
+           r"never (learn|wake)s?", r"third step", r"second step",
+           r"random connection[^.]{0,40}noise"],
     "a4": [],
 }
 SMALLEST = 14  # nodes of the syntax tree; statements with fewer prove nothing
@@ -119,21 +129,20 @@ def make_tree(name, target, solution=False):
     target = Path(target)
     copied = [path for pattern in COPIED for path in ROOT.glob(pattern)]
     copied += [ROOT / f"tests/assignments/test_{name}.py", *map(ROOT.joinpath, ASSIGNMENTS[name])]
-    if lessons := lessons_before(name):
-        copied += [*lessons, ROOT / "notebooks/lesson.py"]
+    notebooks = [ROOT / HERE / f"{name}.ipynb", *lessons_before(name)]
+    if notebooks[1:]:
+        copied += [*notebooks[1:], ROOT / "notebooks/lesson.py"]
+    code = "".join(path.read_text(encoding="utf-8") for path in notebooks)
+    copied += [path for path in ROOT.glob("minicnet/weights/*/*.pt")
+               if f"{path.parent.name}/{path.name}" in code]  # the trained networks that they load
     for path in copied:
         copy = target / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
     handout = json.loads((ROOT / HERE / f"{name}.ipynb").read_text(encoding="utf-8"))
     if not solution:
-        for file, blanks in ASSIGNMENTS[name].items():
-            text = (target / file).read_text(encoding="utf-8")
-            (target / file).write_text(blank(text, blanks)[0], encoding="utf-8")
-        for file, first, after in CUT.get(name, ()):
-            text = (target / file).read_text(encoding="utf-8")
-            kept = text[:text.index(first)] + text[text.index(after):]
-            (target / file).write_text(kept, encoding="utf-8")
+        for assignment in from_on(name):
+            take_out(assignment, target, later=assignment != name)
         handout["cells"] = [cell for cell in handout["cells"]
                             if "lecturer" not in cell["metadata"].get("tags", [])]
         for cell in handout["cells"]:
@@ -144,17 +153,58 @@ def make_tree(name, target, solution=False):
         json.dumps(handout, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def from_on(name):
+    """Return the names of an assignment and of all that come after it."""
+    return [*ASSIGNMENTS][[*ASSIGNMENTS].index(name):]
+
+
+def take_out(assignment, tree, later):
+    """Take the solutions of an assignment, and what answers its questions, out of the library.
+
+    later: the assignment has not been handed out yet. Raises ValueError if the library has changed,
+    so that a passage is not found.
+    """
+    for file, blanks in ASSIGNMENTS[assignment].items():
+        if later:
+            blanks = [wanted for wanted in blanks if wanted.function not in NEEDED]
+        if (tree / file).exists():
+            text = (tree / file).read_text(encoding="utf-8")
+            note = f"comes in assignment {assignment}" if later else "your code: about {}"
+            (tree / file).write_text(blank(text, blanks, note)[0], encoding="utf-8")
+    for file, first, after in CUT.get(assignment, ()):
+        text = (tree / file).read_text(encoding="utf-8")
+        start = text.find(first)
+        end = text.find(after, start)
+        if min(start, end) < 0:
+            raise ValueError(f"{file} has no passage from {first!r} to {after!r}: correct CUT")
+        (tree / file).write_text(text[:start] + text[end:], encoding="utf-8")
+
+
+def lessons():
+    """Return the paths of all lessons, in order."""
+    return sorted(ROOT.glob("notebooks/[0-9][0-9]_*.ipynb"))
+
+
 def lessons_before(name):
     """Return the lessons that come before an assignment in PLAN, and hold no answer to it."""
     numbers = PLAN[:PLAN.index(name)]
-    return sorted(path for path in ROOT.glob("notebooks/[0-9][0-9]_*.ipynb")
-                  if path.name[:2] in numbers and not answers_in(path, name))
+    return [path for path in lessons()
+            if path.name[:2] in numbers and not answers_in(path, name)]
 
 
-def blank(source, blanks):
+def lessons_held_back(name):
+    """Return the lessons that come right after an assignment in PLAN, or hold an answer to it."""
+    after = itertools.takewhile(lambda other: other not in ASSIGNMENTS,
+                                PLAN[PLAN.index(name) + 1:])
+    numbers = list(after)
+    return [path for path in lessons() if path.name[:2] in numbers or answers_in(path, name)]
+
+
+def blank(source, blanks, note="your code: about {}"):
     """Replace blanks by `raise NotImplementedError`. Returns the text, and the statements removed.
 
-    Raises ValueError if the library has changed, so that a blank is not found.
+    note: the error's message, with a place for the number of lines. Raises ValueError if the
+    library has changed, so that a blank is not found.
     """
     lines, removed = source.splitlines(), []
     tree = ast.parse(source)
@@ -164,7 +214,7 @@ def blank(source, blanks):
                 if line.strip() and not line.strip().startswith("#")]
         indent = body[0][:len(body[0]) - len(body[0].lstrip())]
         size = f"{len(body)} line{'s' * (len(body) > 1)}"
-        lines[start:end] = [f'{indent}raise NotImplementedError("your code: about {size}")']
+        lines[start:end] = [f'{indent}raise NotImplementedError("{note.format(size)}")']
         removed += statements
     return "\n".join(lines) + "\n", removed
 
@@ -214,6 +264,7 @@ def find_leaks(name, tree):
 def answers_in(path, name):
     """Return the answers to an assignment that stand in a file."""
     text, code = text_and_code(path)
+    text = " ".join(text.split())  # a phrase may be broken by the end of a line
     solution = solution_shapes(name)
     found = [solution[shape] for piece in code for shape in shapes(piece) if shape in solution]
     if path.name != f"{name}.ipynb":  # the handout holds the questions themselves
@@ -285,8 +336,9 @@ set -euo pipefail
 apt-get update
 apt-get install -y python3 python3-venv
 python3 -m venv /autograder/venv
-/autograder/venv/bin/pip install {torch} --index-url https://download.pytorch.org/whl/cpu
-/autograder/venv/bin/pip install numpy tqdm pytest
+# The extra index has a torch without CUDA, which pip prefers because its version ends in +cpu.
+/autograder/venv/bin/pip install --extra-index-url https://download.pytorch.org/whl/cpu \\
+    {torch} numpy tqdm pytest
 """
 RUN = """#!/usr/bin/env bash
 # Gradescope runs this for every submission. AUTOGRADER names another folder, for a trial at home.
@@ -333,11 +385,9 @@ def main():
         make_tree(name, made / "solution", solution=True)
         make_archive(name, made / "student", made / "autograder.zip")
         shutil.copytree(made, target)
-    held_back = sorted(path.name for path in ROOT.glob("notebooks/[0-9][0-9]_*.ipynb")
-                       if answers_in(path, name))
+    held_back = ", ".join(path.name for path in lessons_held_back(name))
     print(f"{target}/student is for your students, who hand in {', '.join(ASSIGNMENTS[name])}.\n"
-          f"These lessons answer a part of {name}, so give them out with its marks: "
-          f"{', '.join(held_back) or 'none'}.")
+          f"Give these lessons out with the marks of {name}, and not before: {held_back}.")
 
 
 if __name__ == "__main__":

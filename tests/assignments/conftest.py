@@ -28,7 +28,10 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "points(n): what passing the test is worth")
-    config.pluginmanager.register(Scores(config.getoption("points", default=None)))
+    path = config.getoption("points", default=None)
+    if path:
+        config.option.reportchars = "N"  # no list of failures after the points
+    config.pluginmanager.register(Scores(path))
 
 
 class Scores:
