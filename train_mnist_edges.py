@@ -63,8 +63,8 @@ def main(args):
     device = pick_device(args.device)
     with join_processes(device) as first:  # of torchrun's processes; only the first one writes
         name = choose_dataset(args.dataset, args.data_dir)
-        splits = load_splits(name, args.data_dir)
-        train, validation, test = (split.to(device) for split in splits)
+        train, validation, test = (
+            split.to(device) for split in load_splits(name, args.data_dir))
         test = test.part(0, args.measured)  # used only for the final measurement
         print(f"{name}: {len(train.images)} images to train on, {device}")
         base_recipe = Recipe(args.base_steps, args.batch_size, drop_prompts=0.1, seed=args.seed)
@@ -76,14 +76,18 @@ def main(args):
             base, checkpoint = other_base(args, train.images)
         if first:
             open_run(args.out, FILES, args.resume)
+    loading = time.perf_counter() - start
     if not args.base:
         base = train_base(name, train, validation, base_recipe, args)
     elif first:
         save_checkpoint(args.out / "base.pt", checkpoint)
     control = train_control(name, train, validation, base.net, control_recipe, args)
     if first:
+        start = time.perf_counter()
         results = measure(name, train, validation, test, base, control, args)
-        results.seconds["total"] = time.perf_counter() - start
+        measuring = time.perf_counter() - start
+        # Not the time since this program began, because an earlier one may have trained a part.
+        results.seconds["total"] = loading + base.seconds + control.seconds + measuring
         write_json(args.out / "metrics.json", dataclasses.asdict(results))
         draw(test, base, control, results, args)
         print(f"\n{results.as_table()}\n\nin {args.out}: {', '.join(FILES)}")
@@ -195,8 +199,8 @@ def draw(test, base, control, results, args):
     title = (f"{results.dataset}, seed {args.seed}, guidance 2: {TITLES[results.measure]} "
              f"{results.control[2][results.measure]:.3f}")
     save_figure(samples_sheet(columns, title, rows), args.out / "samples.png")
-    curves = learning_curves(base.history, control.history, results, title)
-    save_figure(curves, args.out / "learning.png")
+    save_figure(learning_curves(base.history, control.history, results, title),
+                args.out / "learning.png")
 
 
 def parse_arguments(argv=None):
@@ -223,9 +227,8 @@ def parse_arguments(argv=None):
     if args.base and os.path.realpath(args.base) == os.path.realpath(args.out / "base.pt"):
         parser.error("--base lies in the run folder --out: choose another --out")
     settings = QUICK if args.quick else FOR_CIFAR10 if args.dataset == "cifar10" else FOR_DIGITS
-    for name, value in settings.items():
-        if getattr(args, name, None) is None:
-            setattr(args, name, value)
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    vars(args).update(settings | given)
     return args
 
 

@@ -66,8 +66,9 @@ def check_writable(path):
     if os.path.isdir(path):
         raise UserError(f"cannot write {path}: it is a folder, so choose another --out")
     probe = path.with_name("." + path.name)
-    write_atomically(probe, b"")
-    probe.unlink(missing_ok=True)
+    if not os.path.lexists(probe):  # it may be a file of the user's
+        write_atomically(probe, b"")
+        probe.unlink(missing_ok=True)
 
 
 def read_file(path):
@@ -114,7 +115,8 @@ def load_checkpoint(path, header):
     checkpoint.path = path
     if checkpoint.get("kind") != header["kind"]:
         raise UserError(f"{path} is no checkpoint of a {header['kind']}: name another file")
-    if checkpoint.get("format") != FORMAT or checkpoint.get("vocabulary") != list(VOCABULARY):
+    version = checkpoint.get("format"), checkpoint.get("vocabulary")
+    if repr(version) != repr((FORMAT, list(VOCABULARY))):  # a tensor cannot be compared by !=
         raise UserError(f"{path} was made by another version of minicnet, which this one cannot "
                         "read: train again")
     for name, kind in TYPES.items():
@@ -126,10 +128,10 @@ def load_checkpoint(path, header):
     if not _all_finite(checkpoint["weights"]):
         raise UserError(f"{path} holds weights that are not finite numbers: train again")
     for name, value in header.items():
-        if checkpoint[name] != value:
-            found = f"{checkpoint[name]!r:.60} and not {value!r:.60}"
-            raise UserError(f"{path} was made with {name} {found}: keep to the settings and the "
-                            "data of its run, or choose another --out")
+        found, wanted = repr(checkpoint[name]), repr(value)
+        if found != wanted:
+            raise UserError(f"{path} was made with {name} {found:.60} and not {wanted:.60}: keep "
+                            "to the settings and the data of its run, or choose another --out")
     return checkpoint
 
 
@@ -155,7 +157,17 @@ def load_base(path, image_shape=None):
     sides_fit = len(shape) == 3 and all(isinstance(side, int) and 0 < side <= 256 for side in shape)
     if not sides_fit or shape[0] != net.settings["in_channels"]:
         raise UserError(f"{path} names no possible image_shape but {shape!r:.60}: train again")
+    if "history" in checkpoint and not _is_log(checkpoint["history"]):
+        raise UserError(f"{path} is damaged: 'history' is no log of its training; train again")
     return net, checkpoint
+
+
+def _is_log(history):
+    """Return whether a list is the log of a base's training: dicts of finite numbers."""
+    return history != [] and all(
+        isinstance(entry, dict) and {"step", "heldout_loss"} <= entry.keys()
+        and all(isinstance(value, (int, float)) and abs(value) < 1e30 for value in entry.values())
+        for entry in history)
 
 
 def load_control(path, unet, force=False):

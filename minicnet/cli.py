@@ -1,34 +1,32 @@
 """What the command lines share: bounds on numbers, and errors that are one sentence."""
 
 import argparse
+import contextlib
 import os
 import sys
 
 from minicnet.errors import UserError
 
 
+def number(least, most, kind=float):
+    """Return an argparse type: a number from least to most, which excludes NaN and infinity.
+
+    kind: float, or int for whole numbers.
+    """
+
+    def parse(text):
+        with contextlib.suppress(ValueError):
+            if least <= kind(text) <= most:
+                return kind(text)
+        name = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"{text:.40} is not {name} from {least} to {most}")
+
+    return parse
+
+
 def whole_number(least, most):
     """Return an argparse type: a whole number from least to most."""
-
-    def parse(text):
-        number = int(text)
-        if not least <= number <= most:
-            raise argparse.ArgumentTypeError(f"{text} is not between {least} and {most}")
-        return number
-
-    return parse
-
-
-def number(least, most):
-    """Return an argparse type: a number from least to most, which excludes NaN and infinity."""
-
-    def parse(text):
-        value = float(text)
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{text} is not between {least:g} and {most:g}")
-        return value
-
-    return parse
+    return number(least, most, int)
 
 
 def parser(description, *, device=True):
@@ -50,10 +48,12 @@ def run(main, *args, stopped="stopped"):
     Of torchrun's processes only rank 0 prints its output. stopped: what to say after Ctrl-C.
     """
     if os.environ.get("RANK", "0") != "0":
-        sys.stdout = open(os.devnull, "w")
-    for stream in (sys.stdout, sys.stderr):
+        sys.stdout = None
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w")  # None: closed by `program >&-`
         if hasattr(stream, "reconfigure"):  # a character the terminal lacks must not end a run
             stream.reconfigure(errors="replace")
+        setattr(sys, name, stream)
     try:
         result = main(*args)
         sys.stdout.flush()

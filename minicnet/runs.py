@@ -24,6 +24,9 @@ def open_run(out, files, resume):
         out.mkdir(parents=True, exist_ok=True)
         _lock(out)
         check_writable(out / files[0])
+        for name in files:  # what `write_atomically` leaves behind if it is killed
+            for partial in out.glob(f".*{name}.{'[0-9a-f]' * 32}"):
+                partial.unlink()
         earlier = [out / name for name in files if (out / name).exists()]
         if earlier and not resume:
             folders = (out / f"earlier-{i}" for i in itertools.count(1))

@@ -159,7 +159,7 @@ class Handler(SimpleHTTPRequestHandler):
 def serving(html, port=0):
     """Yield a server of the page on 127.0.0.1; port 0 is any that is free. Raises UserError."""
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "index.html").write_text(html, encoding="utf-8")
+        write_atomically(Path(folder, "index.html"), html.encode())
         try:
             handler = functools.partial(Handler, directory=folder)
             server = ThreadingHTTPServer(("127.0.0.1", port), handler)
