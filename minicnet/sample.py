@@ -77,6 +77,8 @@ def main(args):
     figure_format(args.out)  # a file that cannot be written is refused before anything is drawn
     check_writable(args.out)
     title = f"{args.prompt or 'no prompt'}, guidance {args.guidance:g}"
+    if args.control_guidance != 1:
+        title += f", {args.control_guidance:g} on the control"
     save_figure(samples_sheet(draw(args), title), args.out)
     print(args.out)
 

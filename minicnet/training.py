@@ -251,7 +251,7 @@ def fit(trainer, path, header, evaluate, evaluations=13, resume=False):
                 save()
             if stopping:
                 raise KeyboardInterrupt
-        if interrupts:  # Ctrl-C came during the last evaluation
+        if interrupts:  # Ctrl-C came during the last save
             raise KeyboardInterrupt
     net.load_state_dict(trainer.average.state_dict())
     net.eval()

@@ -544,6 +544,17 @@ for path in (".", "..", *Path(__file__).parents[:2]):
 """
 
 
+@pytest.mark.parametrize("submissions, more, message", [
+    ("empty", (), "must hold a folder for each student"), ("missing", (), "there is no folder"),
+    ("empty", ("--tree", "missing"), "there is no folder missing")])
+def test_a_grader_with_nothing_to_grade_says_so(tmp_path, submissions, more, message):
+    (tmp_path / "empty").mkdir()
+    done = subprocess.run([sys.executable, TOOLS / "grade.py", "a1", submissions, "grades.csv",
+                           *more], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "grades.csv").exists()
+
+
 def hand_in(folder, files):
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ import base64
 import contextlib
 import functools
 import json
+import os
 import re
 import sys
 import tempfile
@@ -155,6 +156,10 @@ class Handler(SimpleHTTPRequestHandler):
         pass
 
 
+class Server(ThreadingHTTPServer):
+    allow_reuse_address = os.name == "posix"  # or Windows would let two programs share a port
+
+
 @contextlib.contextmanager
 def serving(html, port=0):
     """Yield a server of the page on 127.0.0.1; port 0 is any that is free. Raises UserError."""
@@ -162,7 +167,7 @@ def serving(html, port=0):
         write_atomically(Path(folder, "index.html"), html.encode())
         try:
             handler = functools.partial(Handler, directory=folder)
-            server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+            server = Server(("127.0.0.1", port), handler)
         except (OSError, OverflowError) as error:
             raise UserError(f"cannot listen on port {port} ({error}): choose another "
                             "--port") from error

@@ -114,8 +114,9 @@ def main(argv=None):
     parser.add_argument("--tree", type=Path, help="a student's repository, made before")
     parser.add_argument("--time-limit", type=int, default=TIME_LIMIT, help="seconds per student")
     args = parser.parse_args(argv)
-    if not args.submissions.is_dir():
-        sys.exit(f"error: there is no folder {args.submissions}")
+    for folder in filter(None, (args.submissions, args.tree, args.results.absolute().parent)):
+        if not folder.is_dir():
+            sys.exit(f"error: there is no folder {folder}")
     with tempfile.TemporaryDirectory() as scratch:
         fresh = args.tree
         if not fresh:
@@ -129,6 +130,8 @@ def main(argv=None):
             args.results.write_text(json.dumps(answer, indent=1))
             return
         folders = sorted(path for path in args.submissions.iterdir() if path.is_dir())
+        if not folders:
+            sys.exit(f"error: {args.submissions} must hold a folder for each student, and has none")
         rows = []
         with ThreadPoolExecutor(os.cpu_count()) as workers:
             graded = workers.map(lambda folder: grade(args.assignment, folder, fresh,

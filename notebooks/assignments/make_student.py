@@ -384,7 +384,11 @@ def main():
                      + "\n".join(f"{file}: {what}" for file, what in leaks))
         make_tree(name, made / "solution", solution=True)
         make_archive(name, made / "student", made / "autograder.zip")
-        shutil.copytree(made, target)
+        try:
+            shutil.copytree(made, target)
+        except OSError as error:  # shutil.Error among them, whose argument is a list
+            sys.exit(f"error: cannot write {target} ({error.strerror or 'a full disk?'}): name a "
+                     "folder in another place")
     held_back = ", ".join(path.name for path in lessons_held_back(name))
     print(f"{target}/student is for your students, who hand in {', '.join(ASSIGNMENTS[name])}.\n"
           f"Give these lessons out with the marks of {name}, and not before: {held_back}.")

@@ -62,6 +62,7 @@ def steps_of_python(function, image):
         return trace
 
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 counts no instruction without this
     sys.settrace(trace)
     try:
         function(image)
