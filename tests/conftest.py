@@ -10,16 +10,6 @@ from torch import nn
 torch.set_num_threads(1)
 
 
-def pytest_addoption(parser):
-    parser.addoption("--autocast", choices=["on", "off"],
-                     help="test as on a CPU that is fast in bf16, or as on one that is not")
-
-
-def pytest_configure(config):
-    if choice := config.getoption("--autocast"):
-        torch.cpu.get_capabilities = lambda: {"amx_bf16": choice == "on"}
-
-
 @pytest.fixture(autouse=True)
 def one_seed():
     torch.manual_seed(0)

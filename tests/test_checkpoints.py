@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from saved import change, save_networks
 
 from minicnet.checkpoints import (
     check_writable,
@@ -31,25 +32,13 @@ FILES = ("base.pt", "control.pt", "metrics.json")
 @pytest.fixture
 def base(tmp_path, unet):
     """The path of a base's checkpoint."""
-    save_checkpoint(tmp_path / "base.pt", {
-        "kind": "base", "dataset": "drawn", "model": unet.settings, "image_shape": [1, 8, 8],
-        "seed": 0, "weights": unet.state_dict()})
-    return tmp_path / "base.pt"
+    return save_networks(tmp_path, unet, {}, size=8) / "base.pt"
 
 
 @pytest.fixture
 def control(tmp_path, unet, nets):
     """The path of the checkpoint of a control for that base."""
-    save_checkpoint(tmp_path / "control.pt", {
-        "kind": "control", "base": fingerprint(unet.state_dict()), "condition": "canny",
-        "condition_channels": 1, "weights": nets[0].state_dict()})
-    return tmp_path / "control.pt"
-
-
-def change(path, **entries):
-    """Replace entries of a checkpoint; an entry that becomes None is removed."""
-    changed = {**torch.load(path, weights_only=True), **entries}
-    torch.save({name: value for name, value in changed.items() if value is not None}, path)
+    return save_networks(tmp_path, unet, {"canny": nets[0]}, size=8) / "canny.pt"
 
 
 def files(folder):
@@ -196,7 +185,7 @@ def test_a_checkpoint_with_an_odd_entry_is_refused(base, control, unet, name, en
 def test_a_control_serves_another_base_only_by_force_and_never_one_of_another_shape(
         control, unet, nets, randomised):
     other = randomised(UNet(**unet.settings), seed=9)
-    refused("control.pt was trained for another base", load_control, control, other)
+    refused("canny.pt was trained for another base", load_control, control, other)
     net, _ = load_control(control, other, force=True)
     assert fingerprint(net.state_dict()) == fingerprint(nets[0].state_dict())
     wide = UNet(channels=16, multipliers=(1,))
@@ -207,19 +196,19 @@ def test_damage_anywhere_is_noticed_or_harmless(tmp_path):
     path, draw, weights = tmp_path / "base.pt", random.Random(0), torch.randn(20)
     save_checkpoint(path, {"kind": "base", "weights": {"w": weights}})
     content = path.read_bytes()
-    mark = content.rindex(b"archive/data/0") - 8  # where the archive says whether this is a folder
-    worst = [content[:mark] + b"\x10" + content[mark + 1:],
-             content.replace(weights.numpy().tobytes(), bytes(80))]
     for at in range(0, len(content), 32):
-        worst.append(content[:at])
-        path.write_bytes(worst.pop(0))
-        refused("base.pt is damaged", load_checkpoint, path, {"kind": "base"})
         flipped = bytes([content[at] ^ 1 << draw.randrange(8)])
-        for damage in (flipped, bytes(512)):  # or a block that was never written
-            path.write_bytes(content[:at] + damage + content[at + len(damage):])
+        for damaged in (content[:at], content[:at] + flipped + content[at + 1:],
+                        content[:at] + bytes(512) + content[at + 512:]):  # was never written
+            path.write_bytes(damaged)
             with contextlib.suppress(UserError):
                 loaded = load_checkpoint(path, {"kind": "base"})
-                assert torch.equal(loaded["weights"]["w"], weights)
+                assert torch.equal(loaded["weights"]["w"], weights) and damaged != content[:at]
+    mark = content.rindex(b"archive/data/0") - 8  # where the archive says whether this is a folder
+    for damaged in (content[:mark] + b"\x10" + content[mark + 1:],
+                    content.replace(weights.numpy().tobytes(), bytes(80))):
+        path.write_bytes(damaged)
+        refused("base.pt is damaged", load_checkpoint, path, {"kind": "base"})
 
 
 def test_a_fingerprint_depends_on_every_bit_and_name_but_not_on_the_memory_layout(unet):
@@ -256,3 +245,46 @@ def test_the_files_of_earlier_runs_are_moved_aside(tmp_path, capsys):
     assert files(tmp_path) == ["base.pt"] * 3 + ["earlier-1", "earlier-2", "notes"]
     assert (tmp_path / "earlier-2" / "base.pt").read_bytes() == b"second"
     assert f"its files are in {tmp_path / 'earlier-2'} now" in capsys.readouterr().out
+
+
+# -- The log of a base, which a run with --base draws at its end ---------------------------------
+
+
+@pytest.mark.parametrize("history", [
+    [], [1], [{}], [{"step": 1}], [{"heldout_loss": 0.5}], [{"step": "1", "heldout_loss": 0.5}],
+    [{"step": 1, "heldout_loss": float("nan")}], [{"step": 10**400, "heldout_loss": 0.5}],
+    [{"step": 1, "heldout_loss": 0.5}, {"step": 2, "heldout_loss": torch.ones(2)}]])
+def test_a_base_whose_log_cannot_be_drawn_is_refused_when_it_is_loaded(base, history):
+    change(base, history=[{"step": 0, "heldout_loss": 1}, {"step": 1, "heldout_loss": 0.5}])
+    load_base(base)
+    change(base, history=history)
+    refused("'history' is no log of its training", load_base, base)
+
+
+# -- Hidden files --------------------------------------------------------------------------------
+
+
+def test_what_a_kill_within_a_save_left_behind_is_removed_and_no_other_hidden_file_is(
+        tmp_path, monkeypatch):
+    names = ("base.pt", ".base.pt", ".base.pt.swp", ".notes")
+    for name in names:
+        (tmp_path / name).write_bytes(b"of the user")
+    with monkeypatch.context() as kill, pytest.raises(TypeError):  # which nothing catches
+        kill.setattr(os, "fsync", None)
+        write_atomically(tmp_path / "base.pt", b"new")
+    (tmp_path / f"..base.pt.{'0a' * 16}").touch()  # of a kill within `check_writable`
+    assert len(files(tmp_path)) == 6
+    check_writable(tmp_path / "base.pt")
+    open_run(tmp_path, FILES, resume=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == dict.fromkeys(
+        names, b"of the user")
+
+
+@pytest.mark.parametrize("entries, match", [
+    ({"format": torch.ones(2)}, "another version of minicnet"),
+    ({"vocabulary": torch.ones(2)}, "another version of minicnet"),
+    ({"seed": torch.ones(2)}, "was made with seed tensor"),
+    ({"image_shape": [torch.ones(2)]}, "was made with image_shape")])
+def test_a_checkpoint_with_a_tensor_in_place_of_a_plain_value_is_refused(base, entries, match):
+    change(base, **entries)
+    refused(match, load_checkpoint, base, {"kind": "base", "image_shape": [1, 8, 8], "seed": 0})

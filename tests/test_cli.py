@@ -67,3 +67,22 @@ def test_a_reader_who_leaves_ends_the_program_without_a_traceback(count):
     program.stdout.close()  # as `| head` does
     _, errors = program.communicate("\n", timeout=120)
     assert program.returncode == 1 and errors == ""
+
+
+def test_a_program_whose_output_and_errors_are_closed_still_does_its_work(monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)  # as in `program >&- 2>&-`
+    assert cli.run(lambda: print("lost") or sys.stderr.write("lost")) == 4
+
+
+@pytest.mark.parametrize("kind, text, sentence", [
+    (cli.whole_number(1, 512), "ten", "ten is not a whole number from 1 to 512"),
+    (cli.whole_number(1, 512), "1.5", "1.5 is not a whole number from 1 to 512"),
+    (cli.number(0, 1), "nan", "nan is not a number from 0 to 1")])
+def test_a_number_that_is_refused_is_named_with_the_numbers_that_are_not(
+        capsys, kind, text, sentence):
+    parser = cli.parser("numbers")
+    parser.add_argument("--number", type=kind)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--number", text])
+    assert capsys.readouterr().err.endswith(f"argument --number: {sentence}\n")

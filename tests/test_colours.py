@@ -55,7 +55,7 @@ def test_all_combinations_are_shown_equally_often_but_training_never_shows_those
 
 
 def test_ink_and_paper_are_jittered_colours_of_the_prompt_and_fill_its_range():
-    prompts, *painted = choose_colours(LABELS, seed=2, train=False)
+    prompts, *painted = choose_colours(LABELS[:6000], seed=2, train=False)
     for part, colour in zip(("ink", "paper"), painted):
         named = torch.tensor([RGB[attributes(prompt)[part]] for prompt in prompts])
         apart = colour[..., 0, 0] - named  # (N, 3)

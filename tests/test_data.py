@@ -1,18 +1,18 @@
 """Datasets: small files, damaged files, captions, and downloads from a server on this machine."""
 
-import errno
 import gzip
 import hashlib
 import io
-import os
 import socketserver
 import tarfile
 import threading
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from saved import idx, save_mnist
 
 from minicnet.data import colours, datasets, digits, downloads
 from minicnet.data.datasets import DATASETS, captions, choose_dataset, load_dataset
@@ -27,21 +27,9 @@ BATCHES = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
 ARCHIVE = "cifar-10-binary.tar.gz"
 
 
-def idx(array):
-    """Compose an IDX file from the description of the format, independently of the reader."""
-    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
-    return bytes([0, 0, 8, array.ndim]) + sizes + array.numpy().tobytes()
-
-
 def write_mnist(data_dir, name="mnist", **contents):
     """Write the four files of MNIST, with other contents of "images" or "labels" if given."""
-    folder = data_dir / name
-    folder.mkdir(parents=True, exist_ok=True)
-    for split in "train", "t10k":
-        images, labels = contents.get("images", idx(PIXELS)), contents.get("labels", idx(LABELS))
-        (folder / f"{split}-images-idx3-ubyte.gz").write_bytes(gzip.compress(images))
-        (folder / f"{split}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
-    return folder
+    return save_mnist(data_dir / name, **{"images": idx(PIXELS), "labels": idx(LABELS), **contents})
 
 
 def cifar10_batches():
@@ -89,8 +77,7 @@ def few_digits(monkeypatch):
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 def test_idx_files_become_images_and_labels_of_their_own_split(tmp_path, name):
     folder = write_mnist(tmp_path, name)
-    (folder / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(PIXELS[5:])))
-    (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(LABELS[:2])))
+    save_mnist(folder, idx(PIXELS[5:]), idx(LABELS[:2]), ["t10k"])
     images, labels = load_dataset(name, "train", str(tmp_path))
     assert images.shape == (7, 1, 28, 28) and images.dtype == torch.float32
     assert labels.dtype == torch.int64 and labels.tolist() == LABELS.tolist()
@@ -233,22 +220,6 @@ def test_a_damaged_compressed_file_is_refused_by_name(tmp_path, name, file, dama
     assert str(path) in refusal(name, "train", tmp_path)
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".xz"])
-def test_a_flipped_bit_anywhere_in_an_archive_is_noticed_or_harmless(tmp_path, suffix):
-    path = (tmp_path / "cifar10" / ARCHIVE).with_suffix(suffix)
-    write_tar(path, cifar10_batches())
-    whole, expected, noticed = path.read_bytes(), datasets.read_cifar10("test", path.parent), 0
-    places = range(0, len(whole), len(whole) // 40)
-    for place in places:
-        flipped = bytes([whole[place] ^ 1 << place % 8])
-        path.write_bytes(whole[:place] + flipped + whole[place + 1:])
-        try:  # the time of writing, for example, does not matter
-            assert all(map(torch.equal, datasets.read_cifar10("test", path.parent), expected))
-        except UserError as error:
-            noticed += path.name in str(error)
-    assert noticed > len(places) - 4
-
-
 def test_a_gzip_bomb_is_not_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "MAX_BYTES", 100_000)
     write_mnist(tmp_path, images=idx(PIXELS) + bytes(20_000_000))
@@ -364,22 +335,13 @@ def test_a_failed_download_leaves_nothing_and_gives_the_reason(
         assert part in sentence
 
 
-@pytest.mark.parametrize("error, raised", [
-    (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), UserError),
-    (KeyboardInterrupt("No space left"), KeyboardInterrupt)])
-def test_a_partial_file_has_a_unique_name_and_disappears(folder, monkeypatch, error, raised):
-    names = set(downloads.DOWNLOADS["mnist"][1])
-
-    def fetch(url, path, *_):
-        path.write_bytes(b"the first half")
-        names.update(other.name for other in folder.iterdir())  # what a killed process leaves
-        raise error
-
-    monkeypatch.setattr(downloads, "fetch", fetch)
-    for count in 5, 6:  # as two processes would
-        with pytest.raises(raised, match="No space left"):
-            load_dataset("mnist", "train", folder.parent)
-        assert len(names) == count and not list(folder.iterdir())
+def test_two_programs_can_download_the_same_file_at_once(folder, mirror):
+    mirror("good")
+    with ThreadPoolExecutor(8) as pool:
+        found = [labels for _, labels in pool.map(load_dataset, 8 * ["mnist"], 8 * ["train"],
+                                                  8 * [folder.parent])]
+    assert torch.equal(torch.stack(found).long(), LABELS.expand(8, -1).long())
+    assert sorted(path.name[:8] for path in folder.iterdir()) == ["train-im", "train-la"]
 
 
 # -- Choosing --------------------------------------------------------------------------------------

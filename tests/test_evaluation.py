@@ -121,7 +121,7 @@ def test_a_shifted_edge_counts_within_the_tolerance_and_not_beyond(shift, measur
     (BLANK, column(6), 1, 0),
     (STEP, BLANK, 1, 0),
 ])
-def test_edge_f1_by_hand(images, edges, tolerance, f1):
+def test_edge_f1_is_the_harmonic_mean_of_precision_and_recall(images, edges, tolerance, f1):
     assert edge_f1(images, edges, tolerance) == pytest.approx(f1)
 
 
@@ -212,11 +212,6 @@ def test_real_images_show_what_their_captions_name():
     assert min(coloured["ink"], coloured["paper"]) > 0.97 and 0 < coloured["digit"] < 0.2
 
 
-def test_prompts_of_images_that_are_not_finite_are_not_measured():
-    with pytest.raises(ValueError, match="images must be finite"):
-        prompt_accuracy(CROSSES + math.nan, ["red"] * 3, always(0, 0, 0))
-
-
 @pytest.mark.parametrize("width", [1, 2, 3, 5])
 def test_the_width_of_a_bar_is_measured_whatever_its_colours(width):
     bar = -torch.ones(1, 3, 64, 64)
@@ -250,27 +245,25 @@ def gaussian(mean, cov, count=200, seed=0):
     return torch.tensor(mean + white @ np.linalg.cholesky(cov).T)[:, None, None]
 
 
-@pytest.mark.parametrize("mean, cov, distance", [
-    ([0, 0], np.eye(2), 0),
-    ([3, 4], np.eye(2), 25),  # only the mean differs: its squared distance
-    ([0, 0], [[4, 0], [0, 9]], 1 + 4),  # only the spread differs: squared differences of 2 and 3
-    ([1, 0], [[0.25, 0], [0, 1]], 1 + 0.25),
+A = np.array([[2, 1.2, 0], [1.2, 1, 0.1], [0, 0.1, 3]])
+B = np.array([[1, -0.5, 0.3], [-0.5, 2, 0], [0.3, 0, 0.5]])
+VALUES, VECTORS = np.linalg.eigh(A)
+ROOT = VECTORS * np.sqrt(VALUES) @ VECTORS.T  # of A
+SHARED = np.sqrt(np.linalg.eigvalsh(ROOT @ B @ ROOT)).sum()
+
+
+@pytest.mark.parametrize("mean, cov, other, distance", [
+    ([0, 0], np.eye(2), np.eye(2), 0),
+    ([3, 4], np.eye(2), np.eye(2), 25),  # only the mean differs: its squared distance
+    ([0, 0], [[4, 0], [0, 9]], np.eye(2), 1 + 4),  # only the spread: squared differences of 2 and 3
+    ([0, 0, 1], A, B, 1 + np.trace(A + B) - 2 * SHARED),  # the axes differ
 ])
 @pytest.mark.parametrize("count", [200, 2500])
-def test_the_frechet_distance_from_the_standard_gaussian_by_hand(mean, cov, distance, count):
-    images, standard = gaussian(mean, cov, count, seed=1), gaussian([0, 0], np.eye(2))
-    assert frechet_distance(PIXELS, images, standard) == pytest.approx(distance, abs=1e-6)
-    assert frechet_distance(PIXELS, standard, images) == pytest.approx(distance, abs=1e-6)
-
-
-def test_the_frechet_distance_of_gaussians_that_do_not_share_axes():
-    a = np.array([[2, 1.2, 0], [1.2, 1, 0.1], [0, 0.1, 3]])
-    b = np.array([[1, -0.5, 0.3], [-0.5, 2, 0], [0.3, 0, 0.5]])
-    values, vectors = np.linalg.eigh(a)
-    root = vectors * np.sqrt(values) @ vectors.T
-    expected = 1 + np.trace(a + b) - 2 * np.sqrt(np.linalg.eigvalsh(root @ b @ root)).sum()
-    found = frechet_distance(PIXELS, gaussian([0, 0, 1], a), gaussian([0, 0, 0], b, 90, seed=1))
-    assert found == pytest.approx(expected, abs=1e-6)
+def test_the_frechet_distance_of_gaussians_is_that_of_its_closed_form(
+        mean, cov, other, distance, count):
+    images, others = gaussian(mean, cov, count, seed=1), gaussian([0 * x for x in mean], other, 90)
+    assert frechet_distance(PIXELS, images, others) == pytest.approx(distance, abs=1e-6)
+    assert frechet_distance(PIXELS, others, images) == pytest.approx(distance, abs=1e-6)
 
 
 def test_the_frechet_distance_of_fewer_images_than_features_is_finite_and_not_negative():
@@ -320,9 +313,12 @@ def test_the_classifier_recognises_new_digits_and_tells_them_from_noise(split, c
     assert near < 0.1 * frechet_distance(classifier, torch.rand(500, 1, 28, 28) * 2 - 1, images)
 
 
-def test_images_that_are_not_finite_get_no_label(split, classifier):
-    with pytest.raises(ValueError, match="not finite"):
-        label_accuracy(classifier, split[2] + math.nan, split[3])
+@pytest.mark.parametrize("measure", [
+    lambda x: label_accuracy(lambda images: images, x, torch.zeros(3)),
+    lambda x: prompt_accuracy(x, ["red"] * 3, always(0, 0, 0))])
+def test_images_that_are_not_finite_get_no_label_and_follow_no_prompt(measure):
+    with pytest.raises(ValueError, match="not finite|must be finite"):
+        measure(CROSSES + math.nan)
 
 
 def test_the_classifier_depends_on_the_seed_and_leaves_the_random_stream_alone(split):

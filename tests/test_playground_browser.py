@@ -1,32 +1,26 @@
 """The exported page in a real browser, opened from file://. Skipped where there is no Chromium.
 
-PYTHONPATH=. python tests/test_playground_browser.py draws the README's animation of such a visit.
+.ci/film.py draws the README's animation of such a visit.
 """
 
 import base64
 import io
 import json
-import sys
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from browse import CHROMIUM, browser
 from PIL import Image
-from test_playground import BASES, save_model
+from saved import save_models
 
-from minicnet.checkpoints import load_base, load_control, write_atomically
+from minicnet.checkpoints import load_base, load_control
 from minicnet.conditions import canny
 from minicnet.playground import page as playground
 from minicnet.sampling import generate, seeded_noise
 from minicnet.words import tokenize
 
-GIF = Path(__file__).parents[1] / ".github" / "results" / "playground" / "playground.gif"
 SEVEN = [(0.27, 0.24), (0.5, 0.22), (0.72, 0.23), (0.62, 0.45), (0.5, 0.62), (0.44, 0.83)]
-THREE = [(0.34, 0.24), (0.48, 0.18), (0.62, 0.25), (0.6, 0.4), (0.46, 0.48), (0.62, 0.56),
-         (0.66, 0.7), (0.52, 0.82), (0.34, 0.77)]  # fractions of the sheet
 DONE = ("typeof film === 'object' && !live && !timer && film.with.length === wish?.steps && "
         "film.without.length === film.with.length && !$('gif').disabled && "
         "$('status').textContent.endsWith(' s')")
@@ -36,8 +30,7 @@ pytestmark = [pytest.mark.slow,
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, randomised):
-    root = tmp_path_factory.mktemp("weights")
-    return {name: save_model(root / name, randomised, *base) for name, base in BASES.items()}
+    return save_models(tmp_path_factory.mktemp("weights"), randomised)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +154,7 @@ def test_switches_links_and_files_say_what_was_drawn(page):
     assert "are equal, bit for bit." in page.run("$('verdict').textContent")
 
 
-def test_pictures_and_palettes_and_what_is_refused(page):
+def test_a_picture_gives_lines_and_a_palette_and_what_is_no_picture_is_refused(page):
     click(page, "#models button:nth-child(2)")
     page.wait("wish.model === 'rgb' && " + DONE)
     pixels = np.zeros((64, 40, 3), np.uint8)
@@ -212,65 +205,3 @@ def test_nothing_is_cut_off_and_everything_has_a_name(visited, dark, width):
     shot = Image.open(io.BytesIO(page.screenshot()))
     assert (np.asarray(shot.convert("L"))[:5].mean() < 60) == dark
     assert page.errors == []
-
-
-def animation(page):
-    """Frames (image, milliseconds) of a visit: a seven, and a coloured three whose words change."""
-    frames = []
-
-    def shoot(milliseconds):
-        bottom = page.run("$('status').style.visibility = 'hidden', "
-                          "$('say').getBoundingClientRect().bottom")
-        shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-        shot = shot.crop((50, 100, 1230, round(bottom) - 40))
-        size = 826, round(0.7 * shot.height)
-        frames.append((shot.resize(size, Image.Resampling.LANCZOS), milliseconds))
-
-    def watch(steps):
-        page.wait(DONE, 300)
-        for step in steps:
-            page.run(f"goTo({step})")
-            shoot(110)
-        frames[-1] = frames[-1][0], 1800
-
-    def draw(words, points):
-        page.run(f"$('clear').click(); cancel(); $('prompt').value = {words!r}; showChips()")
-        points = along(page, points, 3)
-        page.mouse("mousePressed", *points[0])
-        for point in points[1:]:
-            page.mouse("mouseMoved", *point)
-            shoot(60)
-        page.mouse("mouseReleased", *points[-1])
-        watch(range(20))
-
-    page.wait(DONE, 300)
-    draw("a seven", SEVEN)
-    click(page, "#models button:nth-child(2)")
-    page.wait("wish.model === 'coloured' && " + DONE, 300)
-    draw("a yellow three on navy paper", THREE)
-    page.run("$('prompt').value = 'a white three on maroon paper'; showChips(); redraw(0)")
-    watch(range(0, 20, 2))
-    return frames
-
-
-def save_animation(frames, path):
-    """Save frames as a GIF whose palette suits the frames that stay longest."""
-    ends = [image for image, milliseconds in frames if milliseconds > 1000]
-    sheet = Image.new("RGB", (ends[0].width, sum(image.height for image in ends)))
-    for k, image in enumerate(ends):
-        sheet.paste(image, (0, k * ends[0].height))
-    palette = sheet.quantize(200, kmeans=1)
-    first, *others = (image.quantize(palette=palette, dither=Image.Dither.NONE)
-                      for image, _ in frames)
-    first.save(file := io.BytesIO(), "GIF", save_all=True, append_images=others, loop=0,
-               duration=[milliseconds for _, milliseconds in frames])
-    write_atomically(path, file.getvalue())
-
-
-if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as root, browser(Path(root, "profile")) as tab:
-        out = Path(root, "page.html")
-        models = ["--models", "digits", "coloured", "--export", str(out)]
-        playground.main(playground.parse_arguments(models))
-        tab.open(out.as_uri())
-        save_animation(animation(tab), Path(sys.argv[1]) if sys.argv[1:] else GIF)

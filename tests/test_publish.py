@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from saved import change, save_networks
 
-from minicnet.checkpoints import fingerprint, load_base, load_control, save_checkpoint
+from minicnet.checkpoints import load_base, load_control
 from minicnet.errors import UserError
 from minicnet.publish import report
 from minicnet.publish.export import export
+from minicnet.publish.strip import strip
 from minicnet.results import Results
 
 ROOT = Path(__file__).parents[1]
@@ -20,18 +22,10 @@ ROOT = Path(__file__).parents[1]
 def runs(tmp_path, unet, nets):
     """Two runs with one base: one for edges, one for colours."""
     for net, (name, condition) in zip(nets, [("edges", "canny"), ("colours", "colour")]):
-        save_checkpoint(tmp_path / name / "base.pt", {
-            "kind": "base", "model": unet.settings, "image_shape": [1, 28, 28],
-            "weights": unet.state_dict()})
-        save_checkpoint(tmp_path / name / "control.pt", {
-            "kind": "control", "condition": condition, "condition_channels": 1,
-            "base": fingerprint(unet.state_dict()), "weights": net.state_dict()})
+        folder = save_networks(tmp_path / name, unet, {condition: net})
+        (folder / f"{condition}.pt").rename(folder / "control.pt")
         (tmp_path / name / "metrics.json").write_text(f'"{name}"\n', encoding="utf-8")
     return [tmp_path / "edges", tmp_path / "colours"]
-
-
-def change(path, **entries):
-    save_checkpoint(path, {**torch.load(path, weights_only=True), **entries})
 
 
 def contents(folder):
@@ -149,3 +143,12 @@ def test_our_readme_and_the_page_of_all_results_hold_what_the_runs_measured():
     assert readme.index(report.BEGIN) < readme.index(report.END)
     assert all(line in readme for line in report.summary(runs).splitlines())
     assert all(run.as_table() in page for run in runs)
+
+
+@pytest.mark.slow
+def test_the_strip_starts_from_one_noise_and_ends_in_two_images():
+    edges, ways = (ax.images[0].get_array() for ax in strip().axes)
+    above, below = ways[1:29], ways[31:59]
+    assert (above[:, 1:29] == below[:, 1:29]).all()
+    assert abs(above[:, -29:-1] - below[:, -29:-1]).mean() > 0.05
+    assert edges[1:29].max() == 1 and edges[31:59, 1:29].max() == 0

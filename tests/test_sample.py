@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from saved import change, save_networks
 
 from minicnet import cli, sample
-from minicnet.checkpoints import fingerprint, save_checkpoint
+from minicnet.checkpoints import save_checkpoint
 from minicnet.conditions import canny
 from minicnet.sampling import generate, seeded_noise
 from minicnet.words import tokenize
@@ -19,25 +20,14 @@ SQUARE[4:12, 4:12] = 1
 
 @pytest.fixture
 def run(tmp_path, unet, nets):
-    """A folder with base.pt, control.pt for edges, mask.pt for masks, cross.png and square.png."""
-    save_checkpoint(tmp_path / "base.pt", {
-        "kind": "base", "dataset": "drawn", "image_shape": [1, 16, 16], "model": unet.settings,
-        "weights": unet.state_dict()})
-    for name, condition, net in (("control", "canny", nets[0]), ("mask", "mask", nets[1])):
-        save_checkpoint(tmp_path / f"{name}.pt", {
-            "kind": "control", "base": fingerprint(unet.state_dict()), "condition": condition,
-            "condition_channels": 1, "weights": net.state_dict()})
+    """A folder with base.pt, canny.pt, mask.pt, cross.png and square.png."""
     for name, values in (("cross", CROSS), ("square", SQUARE)):
         Image.fromarray((255 * values).numpy().astype(np.uint8)).save(tmp_path / f"{name}.png")
-    return tmp_path
-
-
-def change(path, **entries):
-    save_checkpoint(path, {**torch.load(path, weights_only=True), **entries})
+    return save_networks(tmp_path, unet, dict(zip(("canny", "mask"), nets)), size=16)
 
 
 def control(run, *more, picture="cross.png"):
-    return ["--control", run / "control.pt", "--condition", run / picture, "--out",
+    return ["--control", run / "canny.pt", "--condition", run / picture, "--out",
             run / "out.png", "--device", "cpu", "--steps", "2", "--count", "2", *more]
 
 
@@ -56,18 +46,14 @@ def expected(unet, *controls, prompt="", count=2, seed=0, guidance=2, steps=2, *
                     steps=steps, **more)
 
 
-def test_a_drawing_and_a_prompt_become_images(run, unet, nets):
-    images, cross = draw(control(run, "--prompt", "a red seven"))
-    assert torch.equal(cross, CROSS[None, None])
-    assert torch.equal(images, expected(unet, (nets[0], cross, 1), prompt="a red seven"))
-
-
-def test_every_flag_does_what_it_says(run, unet, nets):
-    flags = ["--scale", "-0.5", "--start", 0.5, "--end", 0.9, "--guidance", "2.5", "--count", "3",
-             "--control-guidance", "1.5", "--seed", "7", "--steps", "4"]
+def test_a_drawing_a_prompt_and_every_flag_make_the_images_that_they_say(run, unet, nets):
+    flags = ["--prompt", "a red seven", "--scale", "-0.5", "--start", 0.5, "--end", 0.9, "--count",
+             "3", "--guidance", "2.5", "--control-guidance", "1.5", "--seed", "7", "--steps", "4"]
     images, cross = draw(control(run, *flags))
-    assert torch.equal(images, expected(unet, (nets[0], cross, -0.5, 0.5, 0.9), count=3, seed=7,
-                                        guidance=2.5, control_guidance=1.5, steps=4))
+    assert torch.equal(cross, CROSS[None, None])
+    assert torch.equal(images, expected(
+        unet, (nets[0], cross, -0.5, 0.5, 0.9), prompt="a red seven", count=3, seed=7, guidance=2.5,
+        control_guidance=1.5, steps=4))
 
 
 def test_a_base_alone_and_scale_0_draw_the_same(run, unet):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import distributed, nn
 
-from minicnet.checkpoints import fingerprint, load_checkpoint
+from minicnet.checkpoints import fingerprint, load_checkpoint, save_checkpoint
 from minicnet.controlnet import ControlNet, controlled
 from minicnet.data.prompts import training_prompts
 from minicnet.diffusion import NoiseSchedule
@@ -346,3 +346,29 @@ def seconds_of_trainings(count):
 def test_a_training_beside_another_one_is_slower_but_not_starved():
     """It takes about eight times as long on two free cores, and eighty times without this."""
     assert min(seconds_of_trainings(2) / seconds_of_trainings(1) for _ in range(2)) < 30
+
+
+# fit: the very last moment, and processes that disagree
+
+
+def test_ctrl_c_during_the_last_save_still_stops_the_program(tmp_path, undisturbed, monkeypatch):
+    save = at_call(3, press_ctrl_c, save_checkpoint)
+    monkeypatch.setattr("minicnet.training.save_checkpoint", save)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(tmp_path / "base.pt")
+    assert load_checkpoint(tmp_path / "base.pt", {"kind": "base"})["step"] == 25
+    assert fitted(tmp_path / "base.pt", resume=True)[0] == undisturbed[1] and len(save.calls) == 3
+
+
+def test_processes_that_have_loaded_different_images_do_not_train_together(tmp_path, monkeypatch):
+    trainer, path = make_trainer(), tmp_path / "base.pt"
+    for name, value in dict(is_initialized=True, get_rank=0, get_world_size=2).items():
+        monkeypatch.setattr(distributed, name, lambda value=value: value)
+
+    def gather(values, value):  # from this process and from one that has other images
+        values[:] = value, "another fingerprint"
+
+    monkeypatch.setattr(distributed, "all_gather_object", gather)
+    with pytest.raises(UserError, match="have loaded different images: name a --dataset"):
+        fit(trainer, path, {"kind": "base"}, size_of)
+    assert trainer.steps_done == 0 and not path.exists()

@@ -1,6 +1,5 @@
-"""Prompts as tokens, and attention and the text encoder against loops and PyTorch's own layers."""
+"""Prompts as tokens, and the text encoder against PyTorch's own layers."""
 
-import oracles
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +7,7 @@ from torch import nn
 
 from minicnet.errors import UserError
 from minicnet.unet import UNet
-from minicnet.words import LENGTH, VOCABULARY, TextEncoder, attend, attention_weights, tokenize
+from minicnet.words import LENGTH, VOCABULARY, TextEncoder, tokenize
 
 FULL = "a red seven on navy paper"
 PROMPTS = [FULL, "a seven", "horse", ""]
@@ -54,19 +53,7 @@ def test_unknown_words_long_prompts_and_single_strings_are_refused(prompts, erro
         tokenize(prompts)
 
 
-# Attention
-
-
-@pytest.mark.parametrize("heads", [1, 2, 4])
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention_is_a_loop_over_the_queries_of_each_head(heads, masked):
-    q, k, v = (torch.randn(2, n, 8) for n in (3, 5, 5))
-    mask = torch.tensor([[1, 0, 1, 1, 0], [1, 0, 0, 0, 0]]).bool() if masked else None
-    weights = attention_weights(q, k, heads, mask)
-    expected, averages = oracles.attention(q, k, v, heads, mask)
-    torch.testing.assert_close(weights, expected)
-    torch.testing.assert_close(attend(weights, v), averages)
-    assert not masked or not weights.masked_select(~mask[:, None, None]).any()  # exactly zero
+# The text encoder
 
 
 def test_the_text_encoder_is_pytorch_s_transformer_layer_behind_two_embeddings(randomised):
