@@ -95,6 +95,7 @@ class PatientG(Healthy):
 
 
 PATIENTS = {name[-1]: kind for name, kind in list(globals().items()) if name.startswith("Patient")}
+CAUSES = {"A": 2, "B": 3, "C": 5, "D": 4, "E": 1, "F": 6, "G": 7}  # as notebook 8 numbers them
 
 
 class Ward:
@@ -111,7 +112,7 @@ class Ward:
         self.x_T = seeded_noise(self.held_out.shape, seed)
 
     def treat(self, patient, until=None):
-        """Train a patient until a step, and return its chart: {what: {step: number}} and samples."""
+        """Train a patient until a step. Returns its chart, {what: {step: number}}, and samples."""
         torch.manual_seed(self.seed)
         base = copy.deepcopy(self.base)
         net = patient.control_net(base)

@@ -79,7 +79,7 @@ def _png(fig, colours, **options):
 
 
 def image(ax, picture, title="", low=-1, high=1, cmap="gray"):
-    """One image (H, W), (1, H, W) or, in colours, (3, H, W), without axes."""
+    """Draw an image (H, W), (1, H, W) or, in colours, (3, H, W), without axes."""
     picture = torch.as_tensor(picture).detach().squeeze()
     if picture.ndim == 3:
         picture = ((picture.movedim(0, -1) - low) / (high - low)).clamp(0, 1)
@@ -499,19 +499,8 @@ def time_pictures(waves, vectors):
     return alike
 
 
-def gradients_of_parts(net, gradients):
-    """{part of a ControlNet: the norm of its gradients}, from the condition to the exits. gradients: of all weights."""
-    squares = dict.fromkeys(["condition encoder", "its zero convolution", "copy of the encoder",
-                             "zero convolutions at the exits"], 0.0)
-    entrance = f"condition_encoder.{len(net.condition_encoder) - 1}."
-    for (name, _), gradient in zip(net.named_parameters(), gradients, strict=True):
-        part = 3 if name.startswith("zero") else 2 if name.startswith("encoder") else int(name.startswith(entrance))
-        squares[[*squares][part]] += gradient.square().sum().item()
-    return {part: square**0.5 for part, square in squares.items()}
-
-
 def gradient_maps(groups, norms, shown):
-    """For each step and each of the groups, show the norm of a gradient, and a picture of it."""
+    """Show the norm of a gradient, and a picture of it, for each step and each of the groups."""
     size = 1.45 * len(norms) + 2.4, 1.45 * len(groups) + 0.2
     fig, axes = plt.subplots(len(groups), len(norms), figsize=size, layout="constrained")
     cmap = plt.get_cmap("viridis").with_extremes(bad="black")
@@ -532,30 +521,10 @@ def gradient_maps(groups, norms, shown):
 
 
 def tile(images, frame=1):
-    """Rows of images, each (N, C, H, W), as one picture (C, ...), with gray lines between."""
+    """Return rows of images, each (N, C, H, W), as one picture (C, ...) with gray lines."""
     rows = torch.stack([torch.nn.functional.pad(row, (frame,) * 4, value=0.0) for row in images])
     R, N, C, H, W = rows.shape
     return rows.permute(2, 0, 3, 1, 4).reshape(C, R * H, N * W)
-
-
-# Many conditions (notebook 6).
-
-
-def dots(table):
-    """{name of a row: {name of a measure: value}}: a panel for each measure, with a dot and its value for each row."""
-    measures = [*next(iter(table.values()))]
-    fig, axes = plt.subplots(1, len(measures), figsize=(10, 0.36 * len(table) + 0.6), sharey=True, layout="constrained")
-    for ax, measure in zip(axes, measures):
-        values = [row[measure] for row in table.values()]
-        ax.hlines(range(len(values)), 0, values, color="lightgray", zorder=0)
-        ax.plot(values, range(len(values)), "o")
-        for place, value in enumerate(values):
-            ax.annotate(f"{value:.3f}", (value, place), (6, 0), textcoords="offset points", va="center", fontsize=9)
-        ax.set(title=measure, xlim=(0, 1.45 * max(values) or 1), xticks=[])
-        ax.spines[["top", "right", "bottom"]].set_visible(False)
-    axes[0].set_yticks(range(len(table)), table)
-    axes[0].invert_yaxis()
-    show(fig)
 
 
 # Controls (notebooks 5 to 8).
