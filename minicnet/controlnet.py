@@ -58,12 +58,12 @@ class ControlledBlock(nn.Module):
 
         y_c = F(x; Θ) + Z(F(x + Z(c; Θz1); Θc); Θz2)
 
+    This is the idea on a single block. The ControlNet below is not made of such blocks: it takes
+    the whole encoder as F, with one Z(c) at the entrance and one zero convolution at each output.
+
     block: F, already trained; it takes x (B, channels, H, W) and perhaps more arguments, and is
     locked here. condition_channels: those of c (B, condition_channels, H, W), as many as x has
     unless given. At the start y_c = F(x; Θ), bit for bit.
-
-    This is the idea on a single block. A ControlNet is not made of such blocks: it takes the whole
-    encoder as F, with one Z(c) at the entrance and one zero convolution at each output.
     """
 
     def __init__(self, block, channels, condition_channels=None):

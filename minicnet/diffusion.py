@@ -12,7 +12,8 @@ closure supplies whatever else a network needs, such as a prompt: see `controlle
     t      the timestep, 0 .. T-1 (papers count 1 .. T); x_0 comes before step 0
     eps    the noise in x_t, drawn from N(0, I)
     v      sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0, a mixture of the two that is easy to
-           predict at every t; the UNet's last layer gives v, and `predict_eps` makes eps of it
+           predict at every t; the UNet's last layer gives v, and `predict_eps` makes eps of it.
+           alpha_bar is the fraction of the image's variance that is left in x_t
 
 Papers:
     DDPM               Ho, Jain, Abbeel 2020           https://arxiv.org/abs/2006.11239
@@ -134,14 +135,15 @@ def _per_image(table, t, x):
 
 
 def diffusion_loss(eps_model, schedule, x_0, t, eps):
-    """Return the mean of || eps - eps_theta(x_t, t) ||^2 / alpha_bar_t: Eq. 5, weighted.
+    """Return the mean of || eps - eps_theta(x_t, t) ||^2 / alpha_bar_t.
 
     x_0: (B, ...), images in [-1, 1]; t: (B,), timesteps; eps: noise like x_0. The caller draws t
     and eps. Raises ValueError if the model's prediction has another shape than the noise.
 
     DDPM's Eq. 14 and ControlNet's Eq. 5 weigh errors in eps equally at every t. Dividing by
     alpha_bar weighs errors in v equally, because eps_theta - eps = sqrt(alpha_bar) (v_theta - v).
-    For a network whose last layer gives v, this is a plain mean of squares.
+    For a network whose last layer gives v, this is a plain mean of squares, in which the small
+    divisor cancels.
     """
     prediction = eps_model(schedule.add_noise(x_0, eps, t), t)
     if prediction.shape != eps.shape:
@@ -154,9 +156,9 @@ def diffusion_loss(eps_model, schedule, x_0, t, eps):
 def guided(eps_cond, eps_uncond, w):
     """Return classifier-free guidance, eps_uncond + w (eps_cond - eps_uncond), as an eps_model.
 
-    The prediction goes from the one without a prompt through the one with it, and beyond if w > 1:
-    images then show the prompt more clearly, and vary less. eps_cond, eps_uncond: eps_models with
-    and without what is to be strengthened. w = 1 is no guidance, and w = 0 ignores the prompt. (The
+    The prediction goes from the one without a prompt towards the one with it, and beyond it if
+    w > 1: images then show the prompt more clearly, and vary less. eps_cond, eps_uncond: eps_models
+    with and without what is to be strengthened. w = 1 is no guidance, and w = 0 ignores the prompt. (The
     paper's w is this one minus 1.)
     """
     if w == 1:

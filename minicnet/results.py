@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from minicnet.evaluation import MEASURES, edge_f1, frechet_distance, prompt_accuracy
 
 TITLES = {  # of the measures
-    "edge_f1": "edge-F1, one pixel of tolerance",
-    "edge_f1_strict": "edge-F1, strict",
+    "edge_f1": "edge-F1",
+    "edge_f1_strict": "strict edge-F1",
     "mask_iou": "mask IoU",
     "colour_error": "colour error (less is better)",
     "depth_error": "depth error (less is better)",
-    "scribble_f1": "edge-F1, two pixels from the scribble",
+    "scribble_f1": "edge-F1 of the scribble",
     "digit": "the prompt's digit is recognised",
     "label": "the prompt's object is recognised",
     "ink": "the prompt's ink is shown",

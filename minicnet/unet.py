@@ -243,7 +243,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The way up, from the middle block to an image. Each stage takes a skip, last one first."""
+    """The way up, from the middle block to an image. Each stage takes a skip, last one first.
+
+    It has no attention, unlike Stable Diffusion's, which has it on both ways.
+    """
 
     outer_layers = ("conv_out",)  # AdamW trains these, and Muon the rest (training.py)
 

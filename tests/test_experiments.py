@@ -265,7 +265,7 @@ def test_a_stamp_depends_on_declarations_and_functions(small):
 
 
 def test_comments_docstrings_and_the_claim_are_no_part_of_the_code(tmp_path):
-    texts = ('"""One."""\n# a note\nCLAIM = f(\n    1)\n\n\ndef g(x):\n    return x\n',
+    texts = ('"""One."""\n# a note\nCLAIM = f(\n    1)\n\n\ndef g(x):\n    return x  # a "#"\n',
              'CLAIM = 2\ndef g(x):\n    """Two."""\n\n    return x\n',
              'def g(x):\n    return -x\n')
     for i, text in enumerate(texts):

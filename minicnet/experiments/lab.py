@@ -19,12 +19,14 @@ import datetime
 import functools
 import hashlib
 import importlib
+import io
 import json
 import pickle
 import re
 import time
 from functools import cached_property
 from pathlib import Path
+from tokenize import COMMENT, generate_tokens
 
 import torch
 import torch.nn.functional as F
@@ -338,16 +340,20 @@ def stamp(base, settings, parts):
 
 @functools.cache
 def essence(path):
-    """Return a file's text without docstrings, comment lines, blank lines and its CLAIM."""
+    """Return a file's text without docstrings, comments, blank lines and its CLAIM."""
     text = path.read_text(encoding="utf-8")
-    dropped = set()
+    lines, dropped = text.splitlines(), set()
+    for token in generate_tokens(io.StringIO(text).readline):
+        row, column = token.start
+        if token.type == COMMENT:
+            lines[row - 1] = lines[row - 1][:column]
     for node in ast.walk(ast.parse(text)):
         docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         claim = isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "CLAIM"
         if docstring or claim:
             dropped.update(range(node.lineno, node.end_lineno + 1))
-    lines = (line.rstrip() for i, line in enumerate(text.splitlines(), 1) if i not in dropped)
-    return "\n".join(line for line in lines if line and not line.lstrip().startswith("#"))
+    kept = (line.rstrip() for i, line in enumerate(lines, 1) if i not in dropped)
+    return "\n".join(filter(None, kept))
 
 
 # -- The command line --------------------------------------------------------------------------

@@ -48,6 +48,10 @@ a single training, it speaks of other images, and not of another training.
 The first testbed of a claim is the closest to its source, and decides; the others show how far the
 claim reaches. *adamw* trains as the paper does, at a constant rate and without averaged weights.
 *muon* is the recipe of this library.
+
+How to read the figures. A dot is a difference and its line is the interval, green where the test
+holds, red where it fails and gray where it is open. The black line means "equal", and a dotted line
+is the smallest difference that the rule asks for, or the largest that it allows.
 """
 
 
@@ -97,7 +101,7 @@ def section(name, claim, result):
     command = f"`python -m minicnet.experiments.{name}` ([{name}.py]({name}.py))"
     if result is None:
         tests = "\n".join(f"- {test.text(claim.titles)}" for test in claim.tests)
-        return "\n\n".join([f"## {name}: not measured yet", *rule,
+        return "\n\n".join([f"### {name}: not measured yet", *rule,
                             f"The rule of {claim.dated}:", tests, command])
     testbed, found = next(iter(result["testbeds"].items()))
     verdict, outcomes = claim.judge(found["arms"])
@@ -105,16 +109,18 @@ def section(name, claim, result):
                       f"{o.difference}{'; ' + o.why if o.holds is None else ''}" for o in outcomes)
     elsewhere = ", ".join(f"{place}: {word}" for place, word in verdicts(claim, result).items()
                           if place != testbed)
+    trained = any(arm.trained for arm in claim.arms.values())
+    trainings = f"{claim.trainings} trainings" if trained else "of the shipped networks"
     amendments = [f"Amended: {reason}" for reason in claim.amendments]
     seconds = sum(one["seconds"] for one in result["testbeds"].values())
     return "\n\n".join([
         f"## {name}: {verdict}", *rule, f"**{verdict.capitalize()}.** {answer(claim, result)}",
         table(claim, found["arms"]),
-        f"The rule of {claim.dated}, on {testbed} ({claim.trainings} trainings, {claim.images} "
-        f"images):", tests, *amendments, *([f"Elsewhere: {elsewhere}."] if elsewhere else []),
+        f"The rule of {claim.dated}, on {testbed} ({trainings}, {claim.images} images):",
+        tests, *amendments, *([f"Elsewhere: {elsewhere}."] if elsewhere else []),
         f"![{name}: {verdict}](../../{RESULTS.as_posix()}/{name}.png)",
         f"Why it may differ elsewhere: {claim.why}",
-        f"{command}: {seconds / 60:.0f} minutes, {result['device']}, torch {result['torch']}, "
+        f"{command}: {seconds / 60:.1f} minutes, {result['device']}, torch {result['torch']}, "
         f"{result['date']}."])
 
 
@@ -161,7 +167,7 @@ def front(loaded):
     """Return the section of the main README: the chart, and how many claims it shows."""
     found = Counter(deciding(claim, result)[0] for claim, result in loaded.values() if result)
     counts = ", ".join(f"{found[verdict]} {verdict}" for verdict in VERDICTS)
-    return (f"[![Which claims hold on which testbed]({RESULTS.as_posix()}/matrix.png)]"
+    return (f"[![The verdict on each claim, by testbed]({RESULTS.as_posix()}/matrix.png)]"
             f"(minicnet/experiments/README.md)\n\n*Of {len(loaded)} claims, {found.total()} are "
             f"measured on the present networks: {counts}. The [page of all claims]"
             "(minicnet/experiments/README.md) has each with its quote, its rule, a table and a "
@@ -204,9 +210,12 @@ def publish(out, names):
             shutil.copy(measured.with_suffix(".png"), published.with_suffix(".png"))
         loaded[name] = claim, read(claim, published)
     save_figure(matrix(loaded), ROOT / RESULTS / "matrix.png")
+    sections = {name: section(name, *pair) for name, pair in loaded.items()}
+    measured = [sections[name] for name in names if loaded[name][1]]
     parts = [INTRODUCTION.strip(), summary(loaded),
-             f"![Where each claim holds](../../{RESULTS.as_posix()}/matrix.png)", overview(loaded),
-             *(section(name, *pair) for name, pair in loaded.items())]
+             f"![The verdict on each testbed](../../{RESULTS.as_posix()}/matrix.png)",
+             overview(loaded), *measured, "## Not measured yet",
+             *(sections[name] for name in names if not loaded[name][1])]
     page = ROOT / "minicnet" / "experiments" / "README.md"
     write_atomically(page, ("\n\n".join(parts) + "\n").encode())
     update_readme(ROOT / "README.md", BEGIN, END, front(loaded))

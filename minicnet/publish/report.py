@@ -14,6 +14,12 @@ from minicnet.results import TITLES, Results
 README = Path(__file__).parents[2] / "README.md"
 PAGE = README.with_name(".github") / "results" / "README.md"
 RUNS = ("mnist", "drawn", "coloured", "colour", "cifar10", "cifar10-colour")
+INTRODUCTION = """# All results
+
+One table for each run, written by `python -m minicnet.publish.report`. *Edge-F1* is 1 if the edges
+that are found in an image agree with the given ones; an edge may lie one pixel away, or none for
+*strict edge-F1*. The Frechet distance compares with the images whose conditions were given, so
+images with control can come closer to these than other real images, the last column, do."""
 BEGIN = "<!-- results: made by python -m minicnet.publish.report -->"
 END = "<!-- end of results -->"
 
@@ -32,7 +38,8 @@ def load_results(path):
 def summary(runs):
     """Return one line of Markdown for each of the Results: what control changes at guidance 2."""
     lines = ["| dataset, condition | condition followed, without → with control | prompt shown, "
-             "without → with | Frechet distance, without → with (real) |", "|---|---|---|---|"]
+             "without → with | Frechet distance (less is better), without → with (other real "
+             "images) |", "|---|---|---|---|"]
     for run in runs:
         base, control = run.base[2], run.control[2]
         name = run.measure
@@ -61,8 +68,10 @@ def update_readme(readme, begin, end, section):
 def main():
     cli.parser(__doc__, device=False).parse_args()
     runs = [load_results(PAGE.parent / name / "metrics.json") for name in RUNS]
-    tables = ["# All results", "One table for each run, written by `python -m "
-              "minicnet.publish.report`.", *(run.as_table() for run in runs)]
+    tables = [INTRODUCTION]
+    for name, run in zip(RUNS, runs):
+        tables += [run.as_table(), f"![Images of this run, with control and without]({name}/"
+                   f"samples.png)\n![What was learned when]({name}/learning.png)"]
     update_readme(README, BEGIN, END, summary(runs))
     write_atomically(PAGE, ("\n\n".join(tables) + "\n").encode())
 
