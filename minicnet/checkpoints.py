@@ -65,10 +65,9 @@ def check_writable(path):
     path = Path(os.path.realpath(path))
     if os.path.isdir(path):
         raise UserError(f"cannot write {path}: it is a folder, so choose another --out")
-    probe = path.with_name("." + path.name)
-    if not os.path.lexists(probe):  # it may be a file of the user's
-        write_atomically(probe, b"")
-        probe.unlink(missing_ok=True)
+    probe = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # a name that no file of the user's has
+    write_atomically(probe, b"")
+    probe.unlink(missing_ok=True)
 
 
 def read_file(path):
@@ -166,7 +165,8 @@ def _is_log(history):
     """Return whether a list is the log of a base's training: dicts of finite numbers."""
     return history != [] and all(
         isinstance(entry, dict) and {"step", "heldout_loss"} <= entry.keys()
-        and all(isinstance(value, (int, float)) and abs(value) < 1e30 for value in entry.values())
+        and all(isinstance(entry[name], (int, float)) and abs(entry[name]) < 1e30
+                for name in ("step", "heldout_loss"))
         for entry in history)
 
 

@@ -158,8 +158,8 @@ def guided(eps_cond, eps_uncond, w):
 
     The prediction goes from the one without a prompt towards the one with it, and beyond it if
     w > 1: images then show the prompt more clearly, and vary less. eps_cond, eps_uncond: eps_models
-    with and without what is to be strengthened. w = 1 is no guidance, and w = 0 ignores the prompt. (The
-    paper's w is this one minus 1.)
+    with and without what is to be strengthened. w = 1 is no guidance, and w = 0 ignores the prompt.
+    (The paper's w is this one minus 1.)
     """
     if w == 1:
         return eps_cond

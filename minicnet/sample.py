@@ -56,6 +56,8 @@ def parse_arguments(argv=None):
     args = parser.parse_args(argv)
     if not args.control and not args.base:
         parser.error("give a --control, or at least a --base")
+    if not args.control and (args.image or args.force or args.control_guidance != 1):
+        parser.error("--image, --force and --control-guidance need a --control")
     for name, default in (("scale", 1.0), ("start", 0.0), ("end", 1.0)):
         if not getattr(args, name):
             setattr(args, name, [default] * len(args.control))

@@ -18,10 +18,10 @@ def generate(unet, schedule, prompt, x_T, controls=(), *, guidance=1.0, control_
     schedule: that of the network, unet.schedule. controls: Conditionings or triples (net,
     condition, scale), whose residuals are summed. A condition of batch 1 serves all images.
     guidance: the w of `guided`; the conditions go into both predictions, so it strengthens the
-    prompt only. control_guidance strengthens the conditions in the same way. Ours: the paper does
-    not have it. Each kind of guidance doubles the cost of a step. steps: of DDIM. progress: show a
-    bar. hook(t, x_t, x_0): called at each step, as by `sample_ddim`, for each chunk of images in
-    turn.
+    prompt only. It runs everything a second time at each step. control_guidance strengthens the
+    conditions in the same way, and runs the base alone once more. Ours: the paper does not have it.
+    steps: of DDIM. progress: show a bar. hook(t, x_t, x_0): called at each step, as by
+    `sample_ddim`, for each chunk of images in turn.
 
     Raises ValueError if batches or steps do not fit, or if images are not finite, which happens
     with an extreme scale or guidance.

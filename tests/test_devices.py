@@ -35,6 +35,8 @@ def test_auto_is_the_fastest_device_there_is_and_torchrun_s_processes_share_no_g
     for name in {"tpu", "", "mps", "cuda"} - set(present.split()):
         with pytest.raises(UserError, match=f"finds no device '{name}'"):
             pick_device(name)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert pick_device("auto").type == ("cuda" if fastest == "cuda" else "cpu")
     monkeypatch.setenv("LOCAL_RANK", "1")  # gloo, their other means, has no tensors on a Mac's GPU
     assert pick_device("auto") == torch.device("cuda:1" if fastest == "cuda" else "cpu")
     monkeypatch.setenv("LOCAL_RANK", "2")

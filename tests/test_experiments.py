@@ -87,7 +87,8 @@ def better(by=0.0, ours="good", theirs="poor", measure="strict_f1"):
 
 
 WORSE, OPEN = better(0.0, "poor", "good"), Same("good", "poor", "strict_f1", within=0.1)
-ROOM = {"strict_f1": Headroom("base", "real", bad="base")}
+ROOM = {"strict_f1": Headroom("base", "real", bad="base"),
+        "frechet": Headroom("base", None, bad="base")}
 
 
 @pytest.mark.parametrize("tests, verdict, why, means", [
@@ -100,10 +101,11 @@ ROOM = {"strict_f1": Headroom("base", "real", bad="base")}
     ([better(-0.05, "poor", "good")], "not reproduced", "", {}),
     ([better(0.05, theirs=0.5)], "reproduced", "", {}),
     ([better(0.05, "good - base", "poor - base")], "reproduced", "", {}),
-    ([better(0.5, measure="frechet")], "reproduced", "", dict(good=2.0, poor=3.0)),
-    ([better(0.5, measure="frechet")], "not reproduced", "", dict(good=3.0, poor=2.0)),
+    ([better(0.5, measure="frechet")], "reproduced", "", dict(good=2.0, poor=3.0, base=4.0)),
+    ([better(0.5, measure="frechet")], "not reproduced", "", dict(good=3.0, poor=2.0, base=4.0)),
     ([better()], "cannot tell", "of the way from floor", dict(good=0.99, poor=0.9)),
     ([better()], "cannot tell", "base", dict(base=0.6)),  # as good as an arm that is known as bad
+    ([better(measure="frechet")], "cannot tell", "", dict(good=2.0, poor=3.0, base=1.5)),
     ([OPEN, better(), WORSE], "mixed", "", {}),  # an open test that could not change the verdict
     ([OPEN, better()], "cannot tell", "", {}),
 ])
@@ -279,9 +281,9 @@ def test_comments_docstrings_and_the_claim_are_no_part_of_the_code(tmp_path):
 def test_every_claim_runs(small, weights, name, monkeypatch):
     """On its first testbed, with one training of each arm; claims share arms in one folder."""
     module, out = importlib.import_module(f"minicnet.experiments.{name}"), weights / "results"
-    claim = dataclasses.replace(module.CLAIM, trainings=1, testbeds=module.CLAIM.testbeds[:1])
+    claim = dataclasses.replace(module.CLAIM, trainings=1)
     monkeypatch.setattr(module, "CLAIM", claim)
-    args = lab.parser("").parse_args(["--quick", "--device", "cpu", "--out", str(out)])
+    args = lab.parser("").parse_args(["--quick", "--deciding", "--device", "cpu", "--out", str(out)])
     lab.run(args, name)
     result = json.loads((out / f"{name}.json").read_text())
     assert list(result["testbeds"]) == [" ".join(claim.testbeds[0])]
@@ -321,3 +323,15 @@ def test_the_pages_show_current_results_and_no_outdated_ones(tmp_path, monkeypat
     readme, text = published()
     assert "## something: not measured yet" in text and "at least 0.06 higher" in text
     assert "Of 1 claims, 0 are" in readme
+    module.CLAIM = dataclasses.replace(claim, testbeds=(("coloured", "muon"), ("digits", "muon")))
+    assert "Of 1 claims, 0 are" in published()[0]  # as it is outdated where it decides
+
+
+def test_our_readme_shows_the_results_that_are_current():
+    loaded = {}
+    for name in every.NAMES:
+        claim = importlib.import_module(f"minicnet.experiments.{name}").CLAIM
+        loaded[name] = claim, page.read(claim, page.ROOT / page.RESULTS / f"{name}.json")
+    section = page.front(loaded)
+    assert section in (page.ROOT / "README.md").read_text(encoding="utf-8"), (
+        "the code or the weights have changed: python -m minicnet.experiments.all --readme")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from matplotlib.image import imread
 
 from minicnet.errors import UserError
 from minicnet.figures import learning_curves, samples_sheet, save_figure
@@ -85,9 +86,14 @@ def test_curves_go_through_the_numbers_of_the_logs_and_say_what_they_show():
     (lambda: curves(BASE[:1], CONTROL[:1]), "a.png", b"\x89PNG")])  # of a single point
 def test_a_figure_is_saved_in_the_format_that_its_name_says_or_refused(tmp_path, make, name, start):
     if start:
-        save_figure(make(), tmp_path / "deep" / name)
+        fig = make()
+        save_figure(fig, tmp_path / "deep" / name)
         assert (tmp_path / "deep" / name).read_bytes().startswith(start)
         assert len(list((tmp_path / "deep").iterdir())) == 1
+        if start.endswith(b"PNG"):
+            picture = imread(tmp_path / "deep" / name)
+            assert picture.shape[1] == pytest.approx(150 * fig.get_figwidth(), abs=1)
+            assert picture[..., :3].std() > 0.05
     else:
         with pytest.raises(UserError, match="must end in .png, .jpg, .jpeg, .pdf or .svg"):
             save_figure(make(), tmp_path / name)

@@ -38,6 +38,9 @@ CLAIM = Claim(
     headroom={"strict_f1": Headroom("base", "real", bad="base"),
               "frechet": Headroom("overdone", None, bad="overdone")},
     measures=("label",), images=480, trainings=1,
+    amendments=("the arm known to be bad was the base alone. Its photographs look no worse than "
+                "those with control, so the Frechet distance could tell nothing. Now it is a "
+                "control at strength 4, far beyond the strength of its training.",),
     why="One strength of guidance on one control. It costs a second run of the base at every step.",
 )
 

@@ -80,6 +80,9 @@ CLAIM = Claim(
     headroom={"frechet": Headroom("only 20", None, bad="only 20"),
               "label": Headroom("base", "real", bad="base")},
     measures=("strict_f1",), images=480,
+    amendments=("the arm known to be bad was the base alone. Its photographs look no worse than "
+                "those with control, so the Frechet distance could tell nothing. Now it is the "
+                "condition in eps_cond alone with w = 20, and there is no ceiling.",),
     why="Our feature maps have two or three sizes where Stable Diffusion's have four, so the "
         "formula's weights differ less. The paper shows one image of each; the authors' default "
         "is w = 9.",

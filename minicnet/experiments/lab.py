@@ -376,12 +376,12 @@ def measure(name, args):
         found = {**lab.measure(claim), "dataset": lab.dataset,
                  "stamp": stamp(base, settings, what(claim))}
         result["testbeds"][f"{base} {optimizer}"] = found
+        save_figure((claim.picture or plots.usual)(claim, result), args.out / f"{name}.png")
         write_atomically(args.out / f"{name}.json", json.dumps(result).encode())
         verdict, outcomes = claim.judge(found["arms"])
         print(f"{name}, {base} {optimizer}: {verdict}")
         for outcome in outcomes:
             print(f"    {outcome.difference}, {outcome.why}: {outcome.test.text(claim.titles)}")
-    save_figure((claim.picture or plots.usual)(claim, result), args.out / f"{name}.png")
 
 
 def parser(description):

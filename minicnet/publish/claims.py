@@ -15,7 +15,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from minicnet.checkpoints import write_atomically
+from minicnet.checkpoints import write_atomically, write_json
 from minicnet.experiments import lab
 from minicnet.experiments.claim import spread, title
 from minicnet.experiments.measures import MEASURES
@@ -205,8 +205,10 @@ def publish(out, names):
     for name in names:
         claim = importlib.import_module(f"minicnet.experiments.{name}").CLAIM
         measured, published = out / f"{name}.json", ROOT / RESULTS / f"{name}.json"
-        if read(claim, measured):
-            shutil.copy(measured, published)
+        if new := read(claim, measured):
+            old = read(claim, published) or {"testbeds": {}}
+            new["testbeds"] = {**old["testbeds"], **new["testbeds"]}
+            write_json(published, new)
             shutil.copy(measured.with_suffix(".png"), published.with_suffix(".png"))
         loaded[name] = claim, read(claim, published)
     save_figure(matrix(loaded), ROOT / RESULTS / "matrix.png")

@@ -14,7 +14,7 @@ from minicnet.publish.report import PAGE
 from minicnet.sampling import generate, seeded_noise
 from minicnet.words import tokenize
 
-TEST_IMAGE = 5
+TEST_IMAGE = 2
 EVERY = 3  # steps of sampling between two pictures
 
 
@@ -26,17 +26,24 @@ def strip():
     caption = captions("coloured-drawn", "test")[TEST_IMAGE]
     edges, x_T = canny(real), seeded_noise(real.shape, 0)
 
-    def way(controls):
+    def drawn(controls):
         seen = []
         image = generate(unet, unet.schedule, tokenize([caption]), x_T, controls, guidance=2,
                          hook=lambda t, x_t, x_0: seen.append(x_t))
         return torch.cat([*seen[::EVERY], image]).clamp(-1, 1)
 
-    ways = torch.stack([way([(net, edges, 1)]), way([])])
+    both = torch.stack([drawn([(net, edges, 1)]), drawn([])])
     maps = torch.stack([edges, torch.zeros_like(edges)]) * 2 - 1
-    return samples_sheet({"edges": maps, "from noise to image": ways}, f'"{caption}", guidance 2',
+    return samples_sheet({"edges": maps, "from noise to image": both}, f'"{caption}", guidance 2',
                          rows=("with control", "without"))
 
 
+def main():
+    cli.parser(__doc__, device=False).parse_args()
+    path = PAGE.with_name("strip.png")
+    save_figure(strip(), path)
+    print(path)
+
+
 if __name__ == "__main__":
-    cli.run(lambda: save_figure(strip(), PAGE.with_name("strip.png")))
+    cli.run(main)
