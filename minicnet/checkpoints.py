@@ -65,7 +65,7 @@ def check_writable(path):
     path = Path(os.path.realpath(path))
     if os.path.isdir(path):
         raise UserError(f"cannot write {path}: it is a folder, so choose another --out")
-    probe = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # a name that no file of the user's has
+    probe = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # no file of the user's
     write_atomically(probe, b"")
     probe.unlink(missing_ok=True)
 

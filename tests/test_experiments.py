@@ -283,7 +283,8 @@ def test_every_claim_runs(small, weights, name, monkeypatch):
     module, out = importlib.import_module(f"minicnet.experiments.{name}"), weights / "results"
     claim = dataclasses.replace(module.CLAIM, trainings=1)
     monkeypatch.setattr(module, "CLAIM", claim)
-    args = lab.parser("").parse_args(["--quick", "--deciding", "--device", "cpu", "--out", str(out)])
+    args = lab.parser("").parse_args(
+        ["--quick", "--deciding", "--device", "cpu", "--out", str(out)])
     lab.run(args, name)
     result = json.loads((out / f"{name}.json").read_text())
     assert list(result["testbeds"]) == [" ".join(claim.testbeds[0])]
