@@ -120,9 +120,31 @@ def test_a_stroke_cancels_the_drawing_and_the_keyboard_alone_draws(page):
     for key in (" ", *["ArrowRight"] * 5, "ArrowDown", " "):
         page.press(key)
     assert page.run("lines.reduce((sum, value) => sum + (value > 0), 0)") == 6  # without a corner
+    cursor, paper = (page.run(f"(({{ top, height }}) => [top, height])($('{name}')"
+                              ".getBoundingClientRect())") for name in ("cursor", "paper"))
+    assert cursor[0] - paper[0] == pytest.approx(15 / 28 * paper[1], abs=1)
     page.wait(DONE)
     page.run("undo()")
     assert not page.run("lines.some(Boolean)")
+
+
+def test_the_first_stroke_replaces_the_example_and_a_link_restores_its_pixels(page):
+    example = page.run("[...lines]")
+    page.stroke(along(page, SEVEN))
+    page.wait(DONE)
+    assert any(example) and not page.run("lines.some(Boolean)")
+    drawn = page.run("[...ink]")
+    page.run("undo()")
+    assert page.run("[...lines]") == example
+    page.run("[ink, lines] = [Uint8Array.from(%s), lines.fill(0)]; redraw(0)" % drawn)
+    page.wait(DONE)
+    image = page.run("[...film.with.at(-1).x_0]")
+    page.run("$('link').click()")
+    page.wait("location.hash")
+    page.open(page.run("location.href"))
+    page.wait(DONE, 120)
+    assert page.run("[...ink]") == drawn and page.run("[...film.with.at(-1).x_0]") == image
+    assert page.run("$('invitation').hidden")
 
 
 def test_switches_links_and_files_say_what_was_drawn(page):

@@ -149,10 +149,14 @@ function placeOf(event) {
 }
 
 let pen = null; // where it is on the sheet, or null if it is lifted
+let untouched = false; // whether the sheet holds an example, which the first stroke replaces
 function lower(place) {
+  $("invitation").hidden = true;
   cancel();
   remember();
   stale(true);
+  if (untouched && tool !== "erase") [ink, lines].forEach((layer) => layer.fill(0));
+  untouched = false;
   trail = [];
   stroke(place, pen = place);
 }
@@ -163,7 +167,6 @@ function lift() {
 
 $("paper").onpointerdown = (event) => {
   if (event.button) return;
-  $("invitation").hidden = true;
   $("paper").setPointerCapture(event.pointerId);
   $("cursor").hidden = true;
   lower(placeOf(event));
@@ -216,6 +219,7 @@ function begin(found) { // with an example, or with what was found in a picture
   remember();
   ink.fill(0);
   lines = Uint8Array.from(found.lines);
+  untouched = "prompt" in found; // which a picture has not
   if (found.prompt) $("prompt").value = found.prompt;
   if (model.nets.colour && !(found.prompt && model.line)) palette = Uint8Array.from(found.palette);
   showChips();
@@ -639,7 +643,7 @@ function linkTo() { // the drawing, as the part of an address behind "#"
   for (const [name, { scale, start, end, switches }] of Object.entries(controls))
     parts.set(name, [scale, start, end, switches.join("")]);
   if (lines.some(Boolean)) parts.set("lines", packed(lines, lineBits()));
-  if (ink.some(Boolean)) parts.set("ink", packed(ink, 4));
+  if (ink.some(Boolean)) parts.set("ink", packed(ink, 8));
   if (palette) parts.set("palette", toLetters(palette));
   return `#${parts}`;
 }
@@ -650,10 +654,12 @@ function follow(hash) {
   const found = models.findIndex(({ name }) => name === parts.get("model"));
   if (found < 0) return false;
   choose(found, null);
+  $("invitation").hidden = true;
+  untouched = false;
   const [, H, W] = model.shape;
   try {
     if (parts.has("lines")) lines = unpacked(parts.get("lines"), lineBits(), H * W);
-    if (parts.has("ink")) ink = unpacked(parts.get("ink"), 4, H * W);
+    if (parts.has("ink")) ink = unpacked(parts.get("ink"), 8, H * W);
     if (parts.has("palette") && model.nets.colour) palette = unpacked(parts.get("palette"), 8, 48);
   } catch {
     status("The link is incomplete, so only a part of the drawing is here.", true);
