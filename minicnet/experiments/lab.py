@@ -59,6 +59,7 @@ FULL = dict(reference=2000, sampling_steps=15, muon_steps=300, adamw_steps=400, 
             base_steps=1, classifier_steps=dict(digits=500, coloured=500, cifar10=3000))
 QUICK = dict(images=16, reference=64, sampling_steps=3, muon_steps=2, adamw_steps=2, batch=0.125,
              base_steps=0, classifier_steps=dict(digits=5, coloured=5, cifar10=5))
+DRAWING = "images", "reference", "sampling_steps"  # settings that change no trained network
 ADAMW_RATE = 1e-3
 SHOWN = 10  # images of each arm are kept for the figure
 CHUNK = 64  # images that are drawn at a time
@@ -185,7 +186,7 @@ class Lab:
 
     def kept(self, net, train, *parts):
         """Return `net`, frozen, with the weights of train(), or of the file of an earlier run."""
-        path = self.path("trained", "pt", *parts)
+        path = self.path("trained", "pt", *parts, unless=DRAWING)
         if not path.exists():
             save_checkpoint(path, {"kind": "experiment", "weights": train().state_dict()})
         net.load_state_dict(load_checkpoint(path, {"kind": "experiment"})["weights"])
@@ -204,8 +205,10 @@ class Lab:
             return [with_article(nouns[label]) for label in self.test_labels[index].tolist()]
         return [""] * len(index)
 
-    def path(self, folder, kind, *parts):
-        return self.out / folder / f"{self.base}-{stamp(self.base, self.settings, parts)}.{kind}"
+    def path(self, folder, kind, *parts, unless=()):
+        """Return where to keep what depends on `parts` and on the settings, unless named."""
+        settings = {name: value for name, value in self.settings.items() if name not in unless}
+        return self.out / folder / f"{self.base}-{stamp(self.base, settings, parts)}.{kind}"
 
     def row(self, arm, measures, seed):
         """Measure an arm: {"values": {measure: list}, "samples", "seconds"}, kept in a file."""
