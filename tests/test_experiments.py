@@ -255,12 +255,12 @@ def test_what_was_measured_is_found_again(small, tmp_path):
     assert len(times()) == len(before) + 4
 
 
-def test_a_trained_network_serves_claims_that_draw_other_numbers_of_images(small, tmp_path):
+def test_a_trained_network_serves_claims_that_draw_other_numbers_of_images(small):
     here, other = small("digits", "muon"), small("digits", "muon")
     other.settings = {**other.settings, "images": 5}
     for one in (here, other):
         one.network(Fit(), 0)
-    assert len(list((tmp_path / "trained").iterdir())) == 1
+    assert len(list(here.out.glob("trained/*"))) == 1
     assert here.path("rows", "json") != other.path("rows", "json")
 
 
