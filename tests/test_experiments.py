@@ -333,7 +333,15 @@ def test_the_pages_show_current_results_and_no_outdated_ones(tmp_path, monkeypat
     readme, text = published()
     assert "## something: not measured yet" in text and "at least 0.06 higher" in text
     assert "Of 1 claims, 0 are" in readme
-    module.CLAIM = dataclasses.replace(claim, testbeds=(("coloured", "muon"), ("digits", "muon")))
+    module.CLAIM = claim
+    assert "Of 1 claims, 1 are" in published()[0]
+    result = json.loads((tmp_path / "something.json").read_text())
+    result["testbeds"] = {"digits muon": found, "coloured muon": found}
+    write_json(tmp_path / page.RESULTS / "something.json", result)
+    assert "Elsewhere: coloured muon: " in published()[1]  # kept, though not measured this time
+    result["testbeds"] = {"digits muon": {**found, "stamp": "old"}, "coloured muon": found}
+    for folder in (tmp_path, tmp_path / page.RESULTS):
+        write_json(folder / "something.json", result)
     assert "Of 1 claims, 0 are" in published()[0]  # as it is outdated where it decides
 
 

@@ -136,7 +136,7 @@ def test_the_first_stroke_replaces_the_example_and_a_link_restores_its_pixels(pa
     drawn = page.run("[...ink]")
     page.run("undo()")
     assert page.run("[...lines]") == example
-    page.run("[ink, lines] = [Uint8Array.from(%s), lines.fill(0)]; redraw(0)" % drawn)
+    page.run(f"[ink, lines] = [Uint8Array.from({drawn}), lines.fill(0)]; redraw(0)")
     page.wait(DONE)
     image = page.run("[...film.with.at(-1).x_0]")
     page.run("$('link').click()")
