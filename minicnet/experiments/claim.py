@@ -23,7 +23,7 @@ import numpy as np
 
 from minicnet.controlnet import ControlNet
 from minicnet.experiments.measures import MEASURES
-from minicnet.experiments.stats import Interval, interval
+from minicnet.experiments.stats import Interval, decimals, interval
 
 NEARLY_PERFECT = 0.95  # of the way from floor to ceiling: beyond, a measure decides nothing
 
@@ -310,8 +310,9 @@ def main(name):
     lab.main(name)
 
 
-def spread(table, digits=3):
+def spread(table):
     """Return the mean as text, with ± the standard deviation over trainings where there are
     several."""
     means = [mean(row) for row in table]
+    digits = decimals(abs(mean(means)))
     return f"{mean(means):.{digits}f}" + (f" ± {stdev(means):.{digits}f}" if len(means) > 1 else "")

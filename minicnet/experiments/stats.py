@@ -28,7 +28,13 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self):
-        return f"{self.by:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
+        digits = decimals(max(abs(self.low), abs(self.high)))
+        return f"{self.by:+.{digits}f} ({self.low:+.{digits}f} to {self.high:+.{digits}f})"
+
+
+def decimals(size):
+    """Return how many decimals to print of numbers up to a size: more, the smaller they are."""
+    return 3 if size >= 0.1 or not size else 4 if size >= 0.01 else 5
 
 
 def interval(ours, theirs):

@@ -30,7 +30,7 @@ VERDICTS = {"reproduced": ("#8fcc8f", "✓"), "mixed": ("#f3d37a", "~"),
             "not reproduced": ("#eb9c92", "✗"), "cannot tell": ("#d5d5d5", "?")}
 WHOSE = {"the paper": "of the paper", "the authors' notes": "of the authors' notes",
          "another paper": "of other papers", "users": "asked by users", "minicnet": "our own"}
-HOLDS = {True: "holds", False: "fails", None: "open"}
+HOLDS = {True: ("holds", "hold"), False: ("fails", "fail"), None: ("is open", "are open")}
 INTRODUCTION = """# The paper's claims, measured
 
 One file for each claim, with the rule that decides it, fixed before measuring. There are four
@@ -41,8 +41,8 @@ page.
 
 How to read the tables. Every arm starts from a base that comes with the repository. A value is the
 mean over images and trainings, and ± is its standard deviation over trainings, which differ in
-their seed. An interval of a difference resamples trainings and images. It aims at 95%. In
-simulations it holds the true difference in 95 to 100 of 100 experiments with three trainings. With
+their seed. An interval stands in brackets after its difference. It resamples trainings and images,
+and aims at 95%. In simulations it holds the true difference in 95 to 100 of 100 experiments with three trainings. With
 a single training, it speaks of other images, and not of another training.
 
 The first testbed of a claim is the closest to its source, and decides; the others show how far the
@@ -83,16 +83,31 @@ def deciding(claim, result):
     return verdict, next(outcome for outcome in outcomes if outcome.holds is wanted)
 
 
+def italic(claim):
+    """Return the names of a claim's arms, set apart from the sentence around them."""
+    return {name: f"*{text}*" for name, text in claim.titles.items()}
+
+
 def answer(claim, result):
     """Return the number that decided the verdict, as a sentence."""
     verdict, outcome = deciding(claim, result)
     test, found = outcome.test, outcome.difference
     name = MEASURES[test.measure].title
-    sentence = (f"{name[0].upper()}{name[1:]}: {title(test.ours, claim.titles)} is "
-                f"{abs(found.by):.3f} {'lower' if found.by < 0 else 'higher'} than "
-                f"{title(test.theirs, claim.titles)} (interval of the difference: {found.low:+.3f} "
-                f"to {found.high:+.3f})")
+    ours, theirs = (title(arm, italic(claim)) for arm in (test.ours, test.theirs))
+    sentence = (f"{name[0].upper()}{name[1:]}: {ours} is "
+                f"{'lower' if found.by < 0 else 'higher'} than {theirs}. The difference is {found}")
     return f"{sentence}, but {outcome.why}." if outcome.holds is None else f"{sentence}."
+
+
+def tally(verdict, outcomes):
+    """Return how many tests of a rule hold, fail and are open, to stand before the answer."""
+    if len(outcomes) == 1:
+        return ""
+    found = Counter(outcome.holds for outcome in outcomes)
+    counts = ", ".join(f"{found[holds]} {words[found[holds] > 1]}"
+                       for holds, words in HOLDS.items() if found[holds])
+    shown = {"reproduced": "holds", "cannot tell": "is open"}.get(verdict, "fails")
+    return f"Of the {len(outcomes)} tests of its rule, {counts}. The first that {shown}: "
 
 
 def section(name, claim, result):
@@ -100,28 +115,35 @@ def section(name, claim, result):
     rule = [f"> {claim.quote}\n>\n> {claim.source} ({claim.whose})"]
     command = f"`python -m minicnet.experiments.{name}` ([{name}.py]({name}.py))"
     if result is None:
-        tests = "\n".join(f"- {test.text(claim.titles)}" for test in claim.tests)
+        tests = "\n".join(f"- {test.text(italic(claim))}" for test in claim.tests)
         return "\n\n".join([f"### {name}: not measured yet", *rule,
                             f"The rule of {claim.dated}:", tests, command])
     testbed, found = next(iter(result["testbeds"].items()))
     verdict, outcomes = claim.judge(found["arms"])
-    tests = "\n".join(f"- {HOLDS[o.holds]}: {o.test.text(claim.titles)}. Difference "
-                      f"{o.difference}{'; ' + o.why if o.holds is None else ''}" for o in outcomes)
+    said = f"**{verdict.capitalize()}.** {tally(verdict, outcomes)}{answer(claim, result)}"
     elsewhere = ", ".join(f"{place}: {word}" for place, word in verdicts(claim, result).items()
                           if place != testbed)
     trained = any(arm.trained for arm in claim.arms.values())
-    trainings = f"{claim.trainings} trainings" if trained else "of the shipped networks"
-    amendments = [f"Amended: {reason}" for reason in claim.amendments]
+    trainings = f"{claim.trainings} trainings" if trained else "the shipped networks"
     seconds = sum(one["seconds"] for one in result["testbeds"].values())
     return "\n\n".join([
-        f"## {name}: {verdict}", *rule, f"**{verdict.capitalize()}.** {answer(claim, result)}",
-        table(claim, found["arms"]),
+        f"## {name}: {verdict}", *rule, said, table(claim, found["arms"]),
         f"The rule of {claim.dated}, on {testbed} ({trainings}, {claim.images} images):",
-        tests, *amendments, *([f"Elsewhere: {elsewhere}."] if elsewhere else []),
+        rule_table(claim, outcomes), *(f"Amended: {reason}" for reason in claim.amendments),
+        *([f"Elsewhere: {elsewhere}."] if elsewhere else []),
         f"![{name}: {verdict}](../../{RESULTS.as_posix()}/{name}.png)",
         f"Why it may differ elsewhere: {claim.why}",
         f"{command}: {seconds / 60:.1f} minutes, {result['device']}, torch {result['torch']}, "
         f"{result['date']}."])
+
+
+def rule_table(claim, outcomes):
+    """Return the tests of the rule and what they found, as Markdown."""
+    lines = ["| what the rule asks | difference (interval) | outcome |", "|---|---|---|"]
+    for test, difference, holds, why in outcomes:
+        outcome = f"open: {why}" if holds is None else why
+        lines.append(f"| {test.text(italic(claim))} | {difference} | {outcome} |")
+    return "\n".join(lines)
 
 
 def table(claim, arms):

@@ -50,19 +50,14 @@ def summary(runs):
     return "\n".join(lines)
 
 
-def replace_section(text, begin, end, section):
-    """Replace what stands between two marks. Raises UserError unless each occurs once."""
+def update_readme(readme, begin, end, section):
+    """Replace the text between two marks of a README. Raises UserError unless each occurs once."""
+    text = readme.read_text(encoding="utf-8")
     if text.count(begin) != 1 or text.count(end) != 1:
         raise UserError(f"the README must hold the lines {begin} and {end} once each")
     before, rest = text.split(begin)
     _, after = rest.split(end)
-    return f"{before}{begin}\n{section}\n{end}{after}"
-
-
-def update_readme(readme, begin, end, section):
-    """Replace what stands between two marks of a README. Raises UserError if it cannot."""
-    text = replace_section(readme.read_text(encoding="utf-8"), begin, end, section)
-    write_atomically(readme, text.encode())
+    write_atomically(readme, f"{before}{begin}\n{section}\n{end}{after}".encode())
 
 
 def main():
