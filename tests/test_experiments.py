@@ -325,7 +325,8 @@ def test_the_pages_show_current_results_and_no_outdated_ones(tmp_path, monkeypat
 
     readme, text = published()
     assert "## something: reproduced" in text and "(paper: 0.7)" in text and "± " in text
-    assert "*good* is higher than *poor*. The difference is +0.100" in text and "Elsewhere" not in text
+    assert "*good* is higher than *poor*. The difference is +0.100" in text
+    assert "Elsewhere" not in text
     assert "| of the paper | 1 | 0 | 0 | 0 | 0 |" in text
     assert "Of 1 claims, 1 are measured on the present networks: 1 reproduced" in readme
     assert (tmp_path / page.RESULTS / "something.png").exists()

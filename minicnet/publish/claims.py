@@ -42,8 +42,8 @@ page.
 How to read the tables. Every arm starts from a base that comes with the repository. A value is the
 mean over images and trainings, and ± is its standard deviation over trainings, which differ in
 their seed. An interval stands in brackets after its difference. It resamples trainings and images,
-and aims at 95%. In simulations it holds the true difference in 95 to 100 of 100 experiments with three trainings. With
-a single training, it speaks of other images, and not of another training.
+and aims at 95%. In simulations it holds the true difference in 95 to 100 of 100 experiments with
+three trainings. With a single training, it speaks of other images, and not of another training.
 
 The first testbed of a claim is the closest to its source, and decides; the others show how far the
 claim reaches. *adamw* trains as the paper does, at a constant rate and without averaged weights.
