@@ -27,9 +27,9 @@ def animation(page):
 
     def shoot(milliseconds):
         bottom = page.run("$('status').style.visibility = 'hidden', "
-                          "$('say').getBoundingClientRect().bottom")
+                          "$('draw-card').getBoundingClientRect().bottom")
         shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-        shot = shot.crop((50, 100, 1230, round(bottom) - 40))
+        shot = shot.crop((50, 100, 1230, round(bottom)))
         size = 826, round(0.7 * shot.height)
         frames.append((shot.resize(size, Image.Resampling.LANCZOS), milliseconds))
 

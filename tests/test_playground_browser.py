@@ -24,6 +24,14 @@ SEVEN = [(0.27, 0.24), (0.5, 0.22), (0.72, 0.23), (0.62, 0.45), (0.5, 0.62), (0.
 DONE = ("typeof film === 'object' && !live && !timer && film.with.length === wish?.steps && "
         "film.without.length === film.with.length && !$('gif').disabled && "
         "$('status').textContent.endsWith(' s')")
+COVERED = """[...Array(90).keys()].reverse().flatMap((step) => {
+    scrollTo(0, 50 * step);
+    return [...document.querySelectorAll('button, input, a, #paper')].filter((one) => {
+      const { left, top, width, height } = one.getBoundingClientRect();
+      const hit = document.elementFromPoint(left + width / 2, top + height / 2);
+      return width && hit && !one.contains(hit);
+    }).map((one) => one.outerHTML);
+  })"""  # the controls that something covers when the page is scrolled
 pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium here")]
 
@@ -65,17 +73,6 @@ def click(page, selector):
     page.run(f"document.querySelector({selector!r}).click()")
 
 
-def by_torch(folder, wish, condition):
-    """Draw a wish with torch: images (B, C, H, W) in 0 .. 255."""
-    unet, checkpoint = load_base(folder / "base.pt")
-    net, _ = load_control(folder / "canny.pt", unet)
-    x_T = seeded_noise((wish["samples"], *checkpoint["image_shape"]), wish["seed"])
-    images = generate(unet, unet.schedule, tokenize([wish["prompt"]] * wish["samples"]), x_T,
-                      [(net, condition, wish["controls"]["canny"]["scale"])],
-                      guidance=wish["guidance"], steps=wish["steps"])
-    return (images.flatten() + 1) * 127.5
-
-
 def test_strokes_become_frames_one_by_one_and_the_image_of_torch(page, folders):
     assert page.run("$('prompt').value") and page.run("lines.some(Boolean)")  # the example
     click(page, "#clear")
@@ -91,8 +88,12 @@ def test_strokes_become_frames_one_by_one_and_the_image_of_torch(page, folders):
                     ".getImageData(0, 0, 28, 28).data].filter((_, i) => i % 4 === 0)")
     edges = canny(ink * 2 - 1)
     assert edges.sum() > 20 and seen == (255 * edges).flatten().tolist()
-    images = torch.tensor(page.run("[...film.with.at(-1).x_0]"))
-    assert (images - by_torch(folders["gray"], page.run("({...wish})"), edges)).abs().max() < 2
+    unet, _ = load_base(folders["gray"] / "base.pt")
+    net, _ = load_control(folders["gray"] / "canny.pt", unet)
+    expected = generate(unet, unet.schedule, tokenize(["a seven"] * 2),
+                        seeded_noise((2, 1, 28, 28), 0), [(net, edges)], guidance=2, steps=20)
+    images = torch.tensor(page.run("[...film.with.at(-1).x_0]"))  # in 0 .. 255
+    assert (images - (expected.flatten() + 1) * 127.5).abs().max() < 2
     assert "differ" in page.run("$('verdict').textContent")
     click(page, "#samples button:nth-child(2)")
     assert page.run("sample") == 1
@@ -112,50 +113,30 @@ def test_a_stroke_cancels_the_drawing_and_the_keyboard_alone_draws(page):
     page.mouse("mouseReleased", *points[0])
     page.wait("wish.steps === 3 && " + DONE)
 
-    page.run("$('clear').click(), $('tools').children[1].click(), document.activeElement.blur()")
-    for _ in range(100):
-        page.press("Tab")
-        if page.run("document.activeElement === $('paper')"):
-            break
+    page.run("$('clear').click(), $('tools').children[1].click(), $('paper').focus()")
     for key in (" ", *["ArrowRight"] * 5, "ArrowDown", " "):
         page.press(key)
     assert page.run("lines.reduce((sum, value) => sum + (value > 0), 0)") == 6  # without a corner
     cursor, paper = (page.run(f"(({{ top, height }}) => [top, height])($('{name}')"
                               ".getBoundingClientRect())") for name in ("cursor", "paper"))
     assert cursor[0] - paper[0] == pytest.approx(15 / 28 * paper[1], abs=1)
-    page.wait(DONE)
-    page.run("undo()")
-    assert not page.run("lines.some(Boolean)")
 
 
-def test_the_first_stroke_replaces_the_example_and_a_link_restores_its_pixels(page):
+def test_the_first_stroke_replaces_the_example_and_undo_brings_it_back(page):
     example = page.run("[...lines]")
     page.stroke(along(page, SEVEN))
-    page.wait(DONE)
     assert any(example) and not page.run("lines.some(Boolean)")
-    drawn = page.run("[...ink]")
     page.run("undo()")
-    assert page.run("[...lines]") == example
-    page.run(f"[ink, lines] = [Uint8Array.from({drawn}), lines.fill(0)]; redraw(0)")
+    assert page.run("[...lines]") == example and not page.run("ink.some(Boolean)")
     page.wait(DONE)
-    image = page.run("[...film.with.at(-1).x_0]")
-    page.run("$('link').click()")
-    page.wait("location.hash")
-    page.open(page.run("location.href"))
-    page.wait(DONE, 120)
-    assert page.run("[...ink]") == drawn and page.run("[...film.with.at(-1).x_0]") == image
-    assert page.run("$('invitation').hidden")
 
 
-def test_switches_links_and_files_say_what_was_drawn(page):
-    assert page.run("film.with[0].inside.canny.every(({ size }) => size[0] > 0)")
+def test_a_link_restores_a_drawing_and_its_switches_and_files_say_how_it_was_made(page):
+    page.stroke(along(page, SEVEN))
     click(page, "#inside figure:nth-of-type(2) input")
     page.wait("wish.controls.canny.switches[1] === 0 && " + DONE)
     shown = page.run("[...$('inside').querySelectorAll('output')].map((one) => one.textContent)")
     assert shown[1] == "0%" and "0%" not in (shown[0], shown[2])
-    page.run("$('link').click()")
-    page.wait("location.hash")
-    link, before = page.run("location.href"), page.run("[...film.with.at(-1).x_0]")
     page.run("letters = (bytes) => Array.from(bytes, (c) => String.fromCharCode(c)).join(''); "
              "bytesOf = async (blob) => new Uint8Array(await blob.arrayBuffer()); "
              "save = async (blob) => { saved = btoa(letters(await bytesOf(blob))) }; 0")
@@ -168,9 +149,13 @@ def test_switches_links_and_files_say_what_was_drawn(page):
             assert f"prompt: {page.run('wish.prompt')}; " in text and "seed: 0; " in text
             assert "strength of edges: 1, from 0 to 1, zero convolutions on: 10111" in text
             assert selector == ".save" or (image.n_frames, image.size) == (20, (480, 120))
-    page.open(link)
+    drawn, image = page.run("[...ink]"), page.run("[...film.with.at(-1).x_0]")
+    click(page, "#link")
+    page.wait("location.hash")
+    page.open(page.run("location.href"))
     page.wait(DONE, 120)
-    assert page.run("[...film.with.at(-1).x_0]") == before
+    assert page.run("[...ink]") == drawn and page.run("[...film.with.at(-1).x_0]") == image
+    assert page.run("$('invitation').hidden")
     click(page, "#zeroed")
     page.wait("wish.zeroed && " + DONE)
     assert "are equal, bit for bit." in page.run("$('verdict').textContent")
@@ -183,17 +168,17 @@ def test_a_picture_gives_lines_and_a_palette_and_what_is_no_picture_is_refused(p
     pixels[8:40, 8:24] = (250, 30, 30)
     flat = np.full((20, 20, 3), 90, np.uint8)
     long = np.zeros((1, 9000, 3), np.uint8)
-    for picture, sentence in ((b"", "cannot be read as a picture"), (b"nothing", "cannot be read"),
-                              (flat, "No edges were found"), (long, "8192"), (pixels, "")):
+    says = "$('status').textContent.includes('{}')".format
+    for picture, result in ((b"", says("cannot be read as a picture")),
+                            (b"nothing", says("cannot be read as a picture")),
+                            (flat, says("No edges were found")), (long, says("8192")),
+                            (pixels, "palette && " + DONE)):
         if isinstance(picture, np.ndarray):
             Image.fromarray(picture).save(file := io.BytesIO(), "PNG")
             picture = file.getvalue()
         page.run(f"status(''); data = Uint8Array.from({json.dumps(list(picture))}); "
                  "picture(new File([data], 'name'))")
-        if sentence:
-            page.wait("$('status').textContent")
-            assert sentence in page.run("$('status').textContent")
-    page.wait("palette && " + DONE)
+        page.wait(result)
     assert page.run("palette[3 * 5]") > 100 > page.run("Math.max(...palette.slice(-3))")
     assert page.run("$('seen').textContent") == "edgescolours"
     page.run("brush = 'navy'; remember(); paintCell(0)")
@@ -208,17 +193,46 @@ def test_a_picture_gives_lines_and_a_palette_and_what_is_no_picture_is_refused(p
     assert "Did you mean “seven”?" in page.run("$('problem').textContent")
 
 
-@pytest.mark.parametrize("dark, width", [(False, 1280), (True, 1280), (False, 360)],
-                         ids=["light", "dark", "narrow"])
-def test_nothing_is_cut_off_and_everything_has_a_name(visited, dark, width):
+def test_punctuation_is_ignored_and_words_never_shown_are_named(page):
+    for words, prompt, chips, note in (
+            ("A thick SEVEN, leaning left.", "a thick seven leaning left",
+             ["thick", "seven", "leaning left"], ""),
+            ("“an eight” - a digit!", "an eight a digit", ["eight"], ""),
+            ("a red, red one", "a red red one", ["one"], "the word red, so that word means little"),
+            ("", "", [], ""),
+            ("a red horse", "a red horse", [], "the words red and horse, so they mean little")):
+        page.run(f"$('prompt').value = {words!r}; $('prompt').oninput()")
+        page.wait(DONE)
+        assert page.run("wish.prompt") == prompt
+        assert page.run("$('problem').textContent") == (
+            note and f"This model was never shown {note} to it.")
+        assert page.run("$('prompt').ariaInvalid") == "false"
+        assert page.run("[...$('chips').querySelectorAll('[aria-pressed=true]')]"
+                        ".map((chip) => chip.value)") == chips
+
+
+def test_the_seed_that_is_used_stands_in_its_box_which_has_room_for_it(page):
+    for typed, used in (("", "0"), ("-5", "0"), ("7.9", "7"), ("99999999999", "1000000000")):
+        page.run(f"$('seed').value = '{typed}'; "
+                 "$('seed').dispatchEvent(new Event('input', {bubbles: true}))")
+        page.wait(DONE)
+        assert page.run("$('seed').value") == used == page.run("String(wish.seed)")
+    assert page.run("$('seed').scrollWidth <= $('seed').clientWidth")
+
+
+@pytest.mark.parametrize("dark, width, height", [
+    (False, 1280, 844), (True, 1280, 844), (False, 360, 740), (False, 640, 400)],
+    ids=["light", "dark", "narrow", "zoomed"])
+def test_nothing_is_cut_off_or_covered_and_everything_has_a_name(visited, dark, width, height):
     page, url = visited
-    page.open(url, width=width, height=844, dark=dark)
+    page.open(url, width=width, height=height, dark=dark)
     page.wait(DONE, 120)
     click(page, "#models button:nth-child(2)")
     page.wait("wish.model === 'rgb' && " + DONE)
     assert page.run("document.documentElement.scrollWidth") <= width
     assert page.run("[...document.querySelectorAll('button, input, canvas, label')].every("
                     "(one) => one.hidden || one.getBoundingClientRect().right <= innerWidth + 1)")
+    assert page.run(COVERED) == [] and page.run("$('paper').clientHeight") < height
     tree = page.call("Accessibility.getFullAXTree")["nodes"]
     roles = "button", "slider", "textbox", "checkbox", "switch", "img", "spinbutton", "application"
     assert len(tree) > 50 and not [

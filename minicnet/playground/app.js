@@ -66,8 +66,10 @@ function status(text, bad = false) {
 
 function complain({ message }) { // about words beside them, about all else below the images
   const ofWords = /prompt|word/.test(message);
-  $("problem").textContent = ofWords ? message : "";
-  $("prompt").setAttribute("aria-invalid", ofWords);
+  if (ofWords) {
+    $("problem").textContent = message;
+    $("prompt").setAttribute("aria-invalid", true);
+  }
   status(ofWords ? "" : message, true);
 }
 onerror = (message) => complain({ message: `Something went wrong in the page: ${message}` });
@@ -318,9 +320,26 @@ $("unpaint").onclick = () => { remember(); palette = null; redraw(); };
 
 // -- Words ----------------------------------------------------------------------------------------
 
+// The prompt in its box, without capitals and punctuation; a hyphen inside a word stays.
+function writtenPrompt() {
+  const words = $("prompt").value.toLowerCase().match(/[^\s\p{P}]+(-[^\s\p{P}]+)*/gu) ?? [];
+  return words.join(" ");
+}
+
+// A sentence that names the words of a prompt that the model was never shown, or "".
+function noteOn(prompt) {
+  const shown = ["", "a", ...JSON.stringify(model.words).match(/\w+/g)]; // "digit" is a key there
+  const strange = [...new Set(prompt.split(" "))].filter((word) => (
+    HEADER.vocabulary.includes(word) && !shown.includes(word)));
+  if (!strange.length) return "";
+  const [words, they] = strange.length > 1 ? ["words", "they mean"] : ["word", "that word means"];
+  const list = new Intl.ListFormat("en").format(strange);
+  return `This model was never shown the ${words} ${list}, so ${they} little to it.`;
+}
+
 // The phrase in the prompt for each attribute, or undefined. Phrases of several words come first.
 function attributes() {
-  let rest = ` ${$("prompt").value.toLowerCase()} `;
+  let rest = ` ${writtenPrompt()} `;
   const found = {};
   for (const long of [true, false])
     for (const [attribute, phrases] of Object.entries(model.words)) {
@@ -379,7 +398,7 @@ function makeWish() {
       ...Object.fromEntries(settings), switches: switches.map((one) => +one.checked) };
   }
   return {
-    model: model.name, prompt: $("prompt").value, guidance: value("guidance"),
+    model: model.name, prompt: writtenPrompt(), guidance: value("guidance"),
     steps: value("steps"), samples: value("count"),
     seed: Math.floor(Math.min(1e9, Math.max(0, value("seed") || 0))),
     zeroed: $("zeroed").checked, controls, ink: ink.slice(), lines: lines.slice(),
@@ -405,6 +424,9 @@ async function drawWish() {
   timer = undefined;
   if (!$("keep").checked) roll();
   wish = makeWish();
+  $("seed").value = wish.seed; // the box may be empty, or hold a number out of range
+  $("problem").textContent = noteOn(wish.prompt);
+  $("prompt").setAttribute("aria-invalid", false);
   pause();
   status("Drawing …");
   $("gif").disabled = true;
@@ -420,8 +442,6 @@ async function drawWish() {
   try {
     const { kind, identical } = await ask({ kind: "draw", wish }, tell);
     if (own !== request || kind === "stopped") return;
-    $("problem").textContent = "";
-    $("prompt").setAttribute("aria-invalid", false);
     showVerdict(identical);
     live = false;
     const seconds = ((performance.now() - began) / 1000).toFixed(1);
@@ -468,7 +488,8 @@ function show(side, step) {
   const one = (bytes, k) => bytes.subarray(k * size, (k + 1) * size);
   for (const name of ["x_t", "x_0"]) paint($(`${side}-${name}`), one(frame[name], sample), C, H, W);
   if (side !== "with") return;
-  paint($("mini").firstElementChild, one(frame.x_0, sample), C, H, W);
+  for (const canvas of document.querySelectorAll(".mini canvas"))
+    paint(canvas, one(frame.x_0, sample), C, H, W);
   [...$("samples").children].forEach((button, k) => (
     paint(button.firstChild, one(frame.x_0, k), C, H, W)));
 }
@@ -544,10 +565,8 @@ function makeSamples(count) {
   press($("samples").children, $("samples").children[sample]);
 }
 
-// A small copy of the image, for when the large one is out of sight, as on a phone while drawing.
-new IntersectionObserver(([{ isIntersecting }]) => { $("mini").hidden = isIntersecting; })
-  .observe($("with-x_0"));
-$("mini").onclick = () => $("watch-card").scrollIntoView({ behavior: "smooth" });
+for (const button of document.querySelectorAll(".mini"))
+  button.onclick = () => $("watch-card").scrollIntoView({ behavior: "smooth" });
 
 function pause() {
   clearInterval(player);
@@ -591,7 +610,9 @@ for (const button of document.querySelectorAll(".save"))
 
 // Each row of the GIF shows the conditions, x_t and x_0 of a sample, and its x_0 without the lines.
 $("gif").onclick = () => {
-  const [C, H, W] = model.shape, gap = 2, seen = [...$("seen").querySelectorAll("canvas")];
+  const [C, H, W] = model.shape, gap = 2;
+  const seen = [...$("seen").querySelectorAll("canvas")].map((canvas) => (
+    canvas.getContext("2d").getImageData(0, 0, W, H).data));
   const height = wish.samples * (H + gap), width = (seen.length + 3) * (W + gap);
   const frames = film.with.map((frame, step) => {
     const rgb = new Uint8Array(3 * width * height).fill(255);
@@ -602,10 +623,7 @@ $("gif").onclick = () => {
       }
     };
     for (let k = 0; k < wish.samples; k++) {
-      seen.forEach((canvas, column) => {
-        const { data } = canvas.getContext("2d").getImageData(0, 0, W, H);
-        place(k, column, (i, c) => data[4 * i + c]);
-      });
+      seen.forEach((data, column) => place(k, column, (i, c) => data[4 * i + c]));
       [frame.x_t, frame.x_0, film.without[step].x_0].forEach((planes, column) => (
         place(k, seen.length + column, (i, c) => planes[(k * C + (C === 3 ? c : 0)) * H * W + i])));
     }
@@ -775,7 +793,8 @@ function firstPaint() {
   }
   showSheet();
   const noise = Uint8Array.from({ length: C * H * W }, () => 256 * Math.random());
-  for (const canvas of $("pictures").querySelectorAll("canvas")) paint(canvas, noise, C, H, W);
+  for (const canvas of document.querySelectorAll("#pictures canvas, .mini canvas"))
+    paint(canvas, noise, C, H, W);
   showInside();
 }
 
