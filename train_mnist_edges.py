@@ -14,8 +14,6 @@ metrics.json, samples.png and learning.png.
 
 import minicnet  # noqa: F401, I001  (before torch: it sets how OpenMP's threads wait)
 
-import dataclasses
-import datetime
 import os
 import time
 from pathlib import Path
@@ -88,14 +86,14 @@ def main(args):
         measuring = time.perf_counter() - start
         # Not the time since this program began, because an earlier one may have trained a part.
         results.seconds["total"] = loading + base.seconds + control.seconds + measuring
-        write_json(args.out / "metrics.json", dataclasses.asdict(results))
+        write_json(args.out / "metrics.json", vars(results))
         draw(test, base, control, results, args)
         print(f"\n{results.as_table()}\n\nin {args.out}: {', '.join(FILES)}")
     leave_processes()
 
 
 def train_base(name, train, validation, recipe, args):
-    """Train the base to draw what a prompt says, eps_theta(x_t, t, c_t), and lock it."""
+    """Train the base, eps_theta(x_t, t, c_t), to follow prompts, and lock it."""
     images, prompt = validation.images[:64], validation.prompts[:64, 0]
     shape = list(images.shape[1:])
     torch.manual_seed(args.seed)
@@ -114,8 +112,10 @@ def train_base(name, train, validation, recipe, args):
 
 
 def other_base(args, images):
-    """Load the base of an earlier run, --base, if it draws images like these. A resumed run keeps
-    the base that is in its folder."""
+    """Load the base of an earlier run, --base, which must draw images of this shape.
+
+    A resumed run keeps the base that is in its folder.
+    """
     path = args.out / "base.pt" if args.resume else args.base
     unet, checkpoint = load_base(path, image_shape=images.shape[1:])
     if "training" in checkpoint:
@@ -125,7 +125,7 @@ def other_base(args, images):
 
 
 def train_control(name, train, validation, unet, recipe, args):
-    """Train a copy of the locked base's encoder to read a condition, eps(x_t, t, c_t, c_f)."""
+    """Train a copy of the locked base's encoder, so that eps(x_t, t, c_t, c_f) follows c_f."""
     condition_of, measure_of = CONDITIONS[args.condition], MEASURES[args.condition]
     images, prompt = validation.images[:64], validation.prompts[:64, 0]
     condition = condition_of(images)
@@ -162,11 +162,9 @@ def measure(name, train, validation, test, base, control, args):
     noise = seeded_noise(images.shape, args.seed, images.device)
     controls = [(control.net, condition, 1)]
 
-    def scores(drawn, reference=images):
-        return score(drawn, args.condition, condition, test.captions, classifier, reference)
-
-    def drawn(controls, w):
-        return generate(unet, schedule, prompt, noise, controls, guidance=w, progress=True)
+    def scores(controls, w):
+        drawn = generate(unet, schedule, prompt, noise, controls, guidance=w, progress=True)
+        return score(drawn, args.condition, condition, test.captions, classifier, images)
 
     def loss(controls):
         return heldout_loss(controlled(unet, prompt, controls), schedule, images)
@@ -174,26 +172,27 @@ def measure(name, train, validation, test, base, control, args):
     return Results(
         dataset=name, condition=args.condition, base_dataset=base.dataset,
         device=str(images.device), seed=args.seed, torch=torch.__version__,
-        date=datetime.date.today().isoformat(), images=count, batch_size=args.batch_size,
+        date=time.strftime("%Y-%m-%d"), images=count, batch_size=args.batch_size,
         base_steps=base.history[-1]["step"], control_steps=args.control_steps,
-        base={w: scores(drawn([], w)) for w in (1, 2)},
-        control={w: scores(drawn(controls, w)) for w in (1, 2)},
-        real=scores(images, validation.images[:count]),  # the networks have seen neither
+        base={w: scores([], w) for w in (1, 2)},
+        control={w: scores(controls, w) for w in (1, 2)},
+        real=score(images, args.condition, condition, test.captions, classifier,
+                   validation.images[:count]),  # the networks have seen neither
         heldout_loss={"base": loss([]), "control": loss(controls),
                       "shuffled": loss([(control.net, condition.roll(1, 0), 1)])},
         seconds={"base": base.seconds, "control": control.seconds})
 
 
 def draw(test, base, control, results, args):
-    """Draw the first test images' conditions four times each, and the same without control."""
+    """Draw four images for each of the first conditions, and four from the same noise without."""
     images, rows = test.images[:8], test.captions[:8]
     condition = CONDITIONS[args.condition](images)
     prompt = test.prompts[:8, 0].repeat_interleave(4, dim=0)
     noise = seeded_noise((len(prompt), *images.shape[1:]), args.seed + 1, images.device)
     controls = [(control.net, condition.repeat_interleave(4, dim=0), 1)]
     drawn, without = (
-        generate(base.net, base.net.schedule, prompt, noise, some, guidance=2).unflatten(0, (-1, 4))
-        for some in (controls, []))
+        generate(base.net, base.net.schedule, prompt, noise, given, guidance=2)
+        .unflatten(0, (-1, 4)) for given in (controls, []))
     columns = {args.condition: condition[:, None] * 2 - 1, "with control": drawn,
                "real": images[:, None], "same noise, without control": without}
     title = (f"{results.dataset}, seed {args.seed}, guidance 2: {TITLES[results.measure]} "
@@ -227,9 +226,8 @@ def parse_arguments(argv=None):
     if args.base and os.path.realpath(args.base) == os.path.realpath(args.out / "base.pt"):
         parser.error("--base lies in the run folder --out: choose another --out")
     settings = QUICK if args.quick else FOR_CIFAR10 if args.dataset == "cifar10" else FOR_DIGITS
-    given = {name: value for name, value in vars(args).items() if value is not None}
-    vars(args).update(settings | given)
-    return args
+    parser.set_defaults(**settings)  # and what the command line gives takes their place
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def check_writable(path):
     path = Path(os.path.realpath(path))
     if os.path.isdir(path):
         raise UserError(f"cannot write {path}: it is a folder, so choose another --out")
-    probe = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # no file of the user's
+    probe = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # no user's file has such a name
     write_atomically(probe, b"")
     probe.unlink(missing_ok=True)
 
@@ -97,17 +97,16 @@ def load_checkpoint(path, header):
     Raises UserError for a file that is missing or damaged, is of another format or kind, has
     entries of the wrong type or weights that are not finite, or was made with another header.
     """
-    file = io.BytesIO(read_file(path))
+    content = read_file(path)
     try:
-        with zipfile.ZipFile(file) as archive:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             # torch.load does not check for flipped bits, and a compressed archive could fill the
-            # memory. torch.save compresses nothing.
-            if any(part.compress_type or part.external_attr for part in archive.infolist()):
+            # memory. torch.save compresses nothing, and marks nothing as a folder.
+            foreign = any(part.compress_type or part.external_attr for part in archive.infolist())
+            if foreign or archive.testzip():
                 raise zipfile.BadZipFile
-            if archive.testzip():
-                raise zipfile.BadZipFile
-        file.seek(0)
-        checkpoint = Checkpoint(torch.load(file, map_location="cpu", weights_only=True))
+        checkpoint = Checkpoint(
+            torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
     except Exception as error:  # a damaged file may raise anything
         raise UserError(f"{path} is damaged, or is no checkpoint of minicnet: move it away, and "
                         "train again") from error
@@ -145,7 +144,7 @@ def _all_finite(weights):
 def load_base(path, image_shape=None):
     """Load a base. Returns the frozen UNet, and its checkpoint.
 
-    image_shape: the [C, H, W] that its images must have, if only one will do. Raises UserError.
+    image_shape: the [C, H, W] that its images must have; None for any. Raises UserError.
     """
     header = {"kind": "base"}
     if image_shape:
@@ -189,7 +188,7 @@ def _load_weights(make, checkpoint):
         net = make()
         net.load_state_dict(checkpoint["weights"])
     except Exception as error:  # a stranger's settings may raise anything
-        reason = str(error).rpartition("\n")[2].strip()  # torch names one weight in each line
+        reason = str(error).rpartition("\n")[2].strip()  # because torch writes a line per weight
         raise UserError(f"{checkpoint.path} does not fit its network ({reason:.200}): train "
                         "again") from error
     return freeze(net)

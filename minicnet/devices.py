@@ -18,11 +18,10 @@ def pick_device(name):
     """
     available = {
         "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
+        # torchrun's processes cannot share gradients on a Mac's GPU.
+        "mps": torch.backends.mps.is_available() and "LOCAL_RANK" not in os.environ,
         "cpu": True,
     }
-    if "LOCAL_RANK" in os.environ:  # torchrun's processes cannot share gradients on a Mac's GPU
-        available["mps"] = False
     if name == "auto":
         name = next(device for device, present in available.items() if present)
     if not available.get(name):
@@ -39,17 +38,15 @@ def pick_device(name):
 def has_fast_bf16(device):
     """Return whether training is faster in bf16 than in float32 on this device.
 
-    Among CPUs, those with AMX are, and those with full-width AVX512 units, such as AMD's Zen 5. Zen
-    4 has the same bf16 instructions, but is faster at float32. Of the two, only Zen 5 also has
-    vp2intersect, and this tells them apart.
+    CPUs with AMX are faster in bf16, and so are CPUs with full-width AVX512 units, such as AMD's
+    Zen 5. Zen 4 has the same bf16 instructions, but is faster in float32. We tell the two apart by
+    vp2intersect, which only Zen 5 has.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return False
     features = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch since 2.11
     zen_5 = features.get("avx512_bf16") and features.get("avx512_vp2intersect")
-    return bool(features.get("amx_bf16") or zen_5)
+    return device.type == "cpu" and bool(features.get("amx_bf16") or zen_5)
 
 
 def autocast(device):
@@ -60,7 +57,7 @@ def autocast(device):
 def place(net, device):
     """Move a network to a device, in the memory layout in which its convolutions run fastest.
 
-    That is channels_last, but for bf16 on a CPU. Returns the network.
+    This layout is channels_last, except for bf16 on a CPU. Returns the network.
     """
     contiguous = device.type == "cpu" and has_fast_bf16(device)
     layout = torch.contiguous_format if contiguous else torch.channels_last

@@ -23,43 +23,47 @@ def samples_sheet(columns, title, rows=()):
     at the left of each row, such as its prompt.
     """
     widths = [images.shape[1] for images in columns.values()]  # in images
-    first = next(iter(columns.values()))
+    height = len(next(iter(columns.values())))
     width = INCHES * (sum(widths) + 0.5 * len(widths))
     margin = max(map(len, rows), default=0) / LETTERS
-    fig = Figure(figsize=(width + margin, INCHES * len(first) + 0.9), layout="constrained")
+    fig = Figure(figsize=(width + margin, INCHES * height + 0.9), layout="constrained")
     axes = fig.subplots(1, len(columns), width_ratios=widths, squeeze=False)[0]
     for ax, count, (heading, images) in zip(axes, widths, columns.items()):
-        ax.imshow(tiled(images), interpolation="nearest")
+        show_images(ax, images, rows if ax is axes[0] else ())
         letters = int(LETTERS * INCHES * (count + 0.5))
         ax.set_title(textwrap.fill(heading, letters), fontsize=9, parse_math=False)
         ax.spines[:].set_visible(False)
-        ax.set(xticks=[], yticks=[])
-    middles = [(first.shape[-2] + 2) * (row + 0.5) for row in range(len(rows))]  # in pixels
-    axes[0].set_yticks(middles, rows, fontsize=9)
-    axes[0].tick_params(length=0)
     fig.suptitle(textwrap.fill(title, int(LETTERS * (width + margin))), fontsize=11,
                  parse_math=False)
     return fig
 
 
-def tiled(images):
-    """Lay images (R, K, C, H, W) in [-1, 1] out in R rows: an array (R (H + 2), K (W + 2), 3) in
-    [0, 1], with a gray hairline around each image."""
+def show_images(ax, images, rows=()):
+    """Show images (R, K, C, H, W) in [-1, 1] in R rows, with a gray hairline around each image.
+
+    rows: a text at the left of each row.
+    """
     framed = F.pad((images.cpu() + 1) / 2, (1, 1, 1, 1), value=0.5)
     R, K, C, H, W = framed.shape
     picture = framed.permute(0, 3, 1, 4, 2).reshape(R * H, K * W, C).clamp(0, 1)
-    return picture.expand(-1, -1, 3).numpy()
+    ax.imshow(picture.expand(-1, -1, 3).numpy(), interpolation="nearest")
+    ax.set_xticks([])
+    ax.set_yticks([H * (row + 0.5) for row in range(len(rows))], rows, fontsize=9)
+    ax.tick_params(length=0)
 
 
 def learning_curves(base, control, results, title):
-    """Draw what was learned when. base, control: logs of training; results: the run's Results."""
+    """Plot the losses of base and control, and how well images follow their condition, over steps.
+
+    base, control: the logs of their trainings. results: the run's Results.
+    """
     name = results.measure
     fig = Figure(figsize=(11, 3.4), layout="constrained")
     left, middle, right = fig.subplots(1, 3)
     left.plot(*_curve(base, "loss"), color="tab:gray", label="training batches")
     left.plot(*_curve(base, "heldout_loss"), color="tab:blue", label="held-out images")
-    left.set(title="The base learns to predict the noise", ylabel="loss")
-    left.set_ylim(0, 3 * base[-1]["heldout_loss"])
+    left.set(title="The base learns to predict the noise", ylabel="loss",
+             ylim=(0, 3 * base[-1]["heldout_loss"]))
     middle.plot(*_curve(control, "heldout_loss_shuffled"), color="tab:red",
                 label="condition of another image")
     middle.plot(*_curve(control, "heldout_loss"), color="tab:blue", label="right condition")
@@ -95,7 +99,7 @@ def figure_format(path):
 
 
 def save_figure(fig, path):
-    """Write a Figure as PNG, JPEG, PDF or SVG, as the file's name says, whole or not at all.
+    """Write a Figure as PNG, JPEG, PDF or SVG, whole or not at all; the file's name decides which.
 
     Raises UserError for another ending, and if the file cannot be written.
     """

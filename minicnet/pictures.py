@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from minicnet.conditions import CONDITIONS, paper_colour
 from minicnet.errors import UserError
 
-LARGEST = 4096  # pixels per side that a file may have; beyond half of it, a picture is halved
+LARGEST = 4096  # pixels per side that a file may have; a picture larger than half of it is halved
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")  # Pillow decodes these by itself
 FAINTEST_LINE = 0.05  # difference from the paper that counts as drawn; black and white differ by 1
 
@@ -26,38 +26,29 @@ FAINTEST_LINE = 0.05  # difference from the paper that counts as drawn; black an
 def read_picture(path):
     """Read an image file: RGB values (1, 3, H, W) in [0, 1].
 
-    See `decode_picture`. Raises UserError also if the file cannot be opened.
+    A photograph is turned upright, and transparent parts become white. A picture with more than
+    LARGEST / 2 pixels on a side is halved. Raises UserError if the file cannot be opened, is
+    damaged, not an image or too large, or holds values that are no brightness, such as NaN.
     """
     try:
         file = open(path, "rb")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot open {path}: {reason}") from error
-    with file:
-        return decode_picture(file, path)
-
-
-def decode_picture(file, name="the picture"):
-    """Decode an open binary file that holds an image: RGB values (1, 3, H, W) in [0, 1].
-
-    A photograph is turned upright, and transparent parts become white. A picture with more than
-    LARGEST / 2 pixels on a side is halved. Raises UserError if the file is damaged, not an image,
-    too large, or holds values that are no brightness, such as NaN.
-    """
     try:
-        with warnings.catch_warnings():
+        with file, warnings.catch_warnings():
             # Pillow warns of large pictures; we refuse them.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(file, formats=FORMATS)  # reads the size, but no pixels yet
-        if max(image.size) > LARGEST:
-            raise Image.DecompressionBombError
-        return _rgb(ImageOps.exif_transpose(image))
+            if max(image.size) > LARGEST:
+                raise Image.DecompressionBombError
+            return _rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:
-        too_large = f"it has more than {LARGEST} pixels on a side"
-        raise UserError(f"cannot read {name}: {too_large}, so shrink it first") from error
+        raise UserError(f"cannot read {path}: it has more than {LARGEST} pixels on a side, so "
+                        "shrink it first") from error
     except Exception as error:  # a damaged file can make the decoder raise anything
         reason = " ".join(str(error).split())
-        raise UserError(f"cannot read {name} as an image: {reason}") from error
+        raise UserError(f"cannot read {path} as an image: {reason}") from error
 
 
 def _rgb(image):
@@ -69,9 +60,8 @@ def _rgb(image):
         image, white = Image.alpha_composite(paper, image.convert("RGBA")).convert("RGB"), 255
     if max(image.size) > LARGEST // 2:
         image = image.reduce(2)  # before the pixels become floats, which take four times the memory
-    pixels = np.array(image, dtype=np.float32)
-    pixels /= white
-    pixels = torch.from_numpy(pixels).view(*pixels.shape[:2], -1)  # (H, W, 3), or (H, W, 1) if grey
+    pixels = torch.from_numpy(np.array(image, dtype=np.float32)) / white
+    pixels = torch.atleast_3d(pixels)  # (H, W, 3), or (H, W, 1) if grey
     return pixels.permute(2, 0, 1)[None].expand(1, 3, -1, -1)
 
 
@@ -144,6 +134,6 @@ def _shrunk(picture, size):
 
 def _not_empty(condition, name):
     if name != "colour" and not condition.any():
-        todo = "draw thicker strokes, or add contrast"
-        raise UserError(f"the picture's {name} condition is empty: {todo}")
+        raise UserError(f"the picture's {name} condition is empty: draw thicker strokes, or add "
+                        "contrast")
     return condition

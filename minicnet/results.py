@@ -41,9 +41,9 @@ def score(images, name, condition, captions, classifier, reference):
 class Results:
     """What one run measured on test images.
 
-    base, control: the scores without and with control, {guidance: {measure: value}}. real: those of
-    other real images, the ceiling. heldout_loss: {"base", "control", "shuffled": value}. seconds:
-    {"base", "control", "total": value}.
+    base, control: the scores without and with control, {guidance: {measure: value}}. real: the
+    scores of other real images, which are the ceiling. heldout_loss: {"base", "control",
+    "shuffled": value}. seconds: {"base", "control", "total": value}.
     """
 
     dataset: str
@@ -74,10 +74,11 @@ class Results:
 
     def as_table(self):
         """Return the results as Markdown."""
-        columns = {}
-        for name, scores in (("base", self.base), ("with control", self.control)):
-            columns |= {f"{name}, guidance {w:g}": scores[w] for w in scores}
-        columns["real images"] = self.real
+        columns = {
+            **{f"base, guidance {w:g}": scores for w, scores in self.base.items()},
+            **{f"with control, guidance {w:g}": scores for w, scores in self.control.items()},
+            "real images": self.real,
+        }
         lines = [
             f"**{self.dataset}, {self.condition}**, seed {self.seed}, {self.device}, torch "
             f"{self.torch}, {self.date}, {self.images} test images",
@@ -89,9 +90,9 @@ class Results:
             if name in self.real:
                 cells = " | ".join(f"{scores[name]:.3f}" for scores in columns.values())
                 lines.append(f"| {title} | {cells} |")
-        base = f"{self.base_steps:,} steps of the base in {self.seconds['base']:.0f} s"
-        if not self.seconds["base"]:
-            base = f"The base comes from an earlier run on {self.base_dataset}"
+        base = (f"{self.base_steps:,} steps of the base in {self.seconds['base']:.0f} s"
+                if self.seconds["base"] else
+                f"The base comes from an earlier run on {self.base_dataset}")
         loss = self.heldout_loss
         lines += [
             "",

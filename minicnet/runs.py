@@ -1,10 +1,10 @@
-"""Runs: one at a time in a folder, none overwritten by the next, none broken off within a step."""
+"""Run folders hold one run at a time and keep earlier ones; Ctrl-C waits for the end of a step."""
 
 import itertools
 import os
 import signal
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from minicnet.checkpoints import check_writable
 from minicnet.errors import UserError
@@ -62,17 +62,14 @@ def deferred_interrupt():
     Yields a list that is empty until Ctrl-C is pressed.
     """
     requests = []
-    if threading.current_thread() is not threading.main_thread():  # others get no signals
-        yield requests
-        return
 
     def remember(number, frame):
         if requests:
             raise KeyboardInterrupt
         requests.append(number)
 
-    before = signal.signal(signal.SIGINT, remember)
-    try:
+    with ExitStack() as at_the_end:
+        if threading.current_thread() is threading.main_thread():  # others get no signals
+            before = signal.signal(signal.SIGINT, remember)
+            at_the_end.callback(signal.signal, signal.SIGINT, before)
         yield requests
-    finally:
-        signal.signal(signal.SIGINT, before)

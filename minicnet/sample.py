@@ -58,9 +58,9 @@ def parse_arguments(argv=None):
         parser.error("give a --control, or at least a --base")
     if not args.control and (args.image or args.force or args.control_guidance != 1):
         parser.error("--image, --force and --control-guidance need a --control")
-    for name, default in (("scale", 1.0), ("start", 0.0), ("end", 1.0)):
-        if not getattr(args, name):
-            setattr(args, name, [default] * len(args.control))
+    args.scale = args.scale or [1.0] * len(args.control)
+    args.start = args.start or [0.0] * len(args.control)
+    args.end = args.end or [1.0] * len(args.control)
     for name in ("condition", "scale", "start", "end"):
         given = getattr(args, name)
         if len(given) != len(args.control):
@@ -86,12 +86,14 @@ def main(args):
 
 
 def draw(args):
-    """Draw what the arguments say. Returns {heading: images (1, K, C, H, W) in [-1, 1]}: the map of
-    each control, and "images"."""
+    """Draw images as the arguments describe them.
+
+    Returns {heading: images (1, K, C, H, W) in [-1, 1]}: the map of each control, and "images".
+    """
     device = pick_device(args.device)
     prompt = tokenize([args.prompt] * args.count).to(device)
-    unet, checkpoint = load_base(args.base or args.control[0].parent / "base.pt")
-    image_shape, dataset = checkpoint["image_shape"], checkpoint["dataset"]
+    unet, base = load_base(args.base or args.control[0].parent / "base.pt")
+    image_shape, dataset = base["image_shape"], base["dataset"]
     known = NOUNS.get(dataset.removeprefix("coloured-"), DIGITS)
     named = attributes(args.prompt)
     noun = named.get("digit") or named.get("label")
@@ -100,18 +102,18 @@ def draw(args):
               file=sys.stderr)
 
     controls, columns = [], {}
-    for path, picture_path, *settings in zip(args.control, args.condition, args.scale, args.start,
-                                             args.end):
-        net, control_checkpoint = load_control(path, unet, force=args.force)
-        name, picture = control_checkpoint["condition"], read_picture(picture_path)
+    for path, picture_path, scale, start, end in zip(args.control, args.condition, args.scale,
+                                                     args.start, args.end):
+        net, control = load_control(path, unet, force=args.force)
+        name, picture = control["condition"], read_picture(picture_path)
         if args.image:
             condition = condition_from_image(picture, name, image_shape)
         else:
-            channels = control_checkpoint["condition_channels"]
-            condition = condition_from_map(picture, name, channels, image_shape[1:])
-        number = f" ({len(controls) + 1})" * (len(args.control) > 1)
-        columns[f"{settings[0]:g} x {name}{number}"] = condition[None] * 2 - 1
-        controls.append(Conditioning(place(net, device), condition.to(device), *settings))
+            condition = condition_from_map(picture, name, control["condition_channels"],
+                                           image_shape[1:])
+        controls.append(Conditioning(place(net, device), condition.to(device), scale, start, end))
+        number = f" ({len(controls)})" if len(args.control) > 1 else ""
+        columns[f"{scale:g} x {name}{number}"] = condition[None] * 2 - 1
 
     x_T = seeded_noise((args.count, *image_shape), args.seed, device)
     try:

@@ -84,7 +84,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Arm:
-    """What draws: the base, or another network in its place (`unet`, a Fit), under `controls`.
+    """One way to draw: by the base, or another network in its place (`unet`, a Fit), with controls.
 
     prompt: "label" ("a three"), "caption", "none", or a function of the labels that returns texts.
     labels: only test images of these. style: of the images behind conditions, of the reference, and
@@ -104,7 +104,7 @@ class Arm:
 
     @property
     def trained(self):
-        """Whether another seed makes another arm."""
+        """Whether the arm depends on the seed, because it trains a network."""
         fits = [self.unet, *(use.control for use in self.controls)]
         return any(isinstance(fit, Fit) for fit in fits)
 
@@ -166,7 +166,7 @@ class Better(Test):
 
 @dataclass(frozen=True)
 class Same(Test):
-    """One arm is as good as another, or equal to a number: the interval lies within ± `within`.
+    """An arm equals another, or a number, up to `within`: the whole interval lies in ± `within`.
 
     It fails if the whole interval lies outside.
     """
@@ -185,7 +185,7 @@ class Same(Test):
 
 @dataclass(frozen=True)
 class Headroom:
-    """Between which arms or numbers a measure can move, and an arm that is known to be bad.
+    """The floor and the ceiling of a measure, arms or numbers, and an arm that is known to be bad.
 
     The measure decides only if it shows `bad` to be worse than the best arm tested, and if that arm
     lies below 95% of the way from floor to ceiling. Without a ceiling, only the first is checked.
@@ -203,11 +203,11 @@ class Claim:
     short: the claim in one sentence, for the README. quote, source: verbatim, and where it stands.
     whose: who claims it ("the paper", "the authors' notes", "another paper", "users", "minicnet").
     testbeds: pairs (base, optimizer), of which the first decides and the others show how far the
-    claim reaches. arms: {name: Arm}. tests, headroom {measure: Headroom}: the rule. why: why it may
-    be otherwise elsewhere. dated: the day of the rule. trainings: how many seeds, of arms that
-    train. images: how many test images. measures: what else is shown. paper: {(arm, measure): its
-    value in the paper}. amendments: what was changed later in the rule, and why. picture: (claim,
-    result) -> the figure, in place of the usual one.
+    claim reaches. arms: {name: Arm}. tests, headroom {measure: Headroom}: the rule. why: why the
+    outcome may differ elsewhere. dated: the day of the rule. trainings: how many seeds an arm that
+    trains has. images: how many test images. measures: what else is shown. paper: {(arm, measure):
+    its value in the paper}. amendments: what was changed later in the rule, and why. picture:
+    (claim, result) -> the figure, in place of the usual one.
     """
 
     short: str
@@ -254,37 +254,34 @@ class Claim:
         return "reproduced" if held[0] else "not reproduced", outcomes
 
     def _outcome(self, test, tables):
-        sign = -1 if MEASURES[test.measure].less else 1
         found = interval(*(value(tables, name, test.measure) for name in (test.ours, test.theirs)))
-        obstacle = self._obstacle(test.measure, tables)
-        if obstacle:
-            return Outcome(test, found, None, obstacle)
-        lead = found if sign > 0 else Interval(-found.by, -found.high, -found.low)
-        holds = test.holds(lead)
-        why = {True: "holds", False: "fails", None: "the interval is too wide"}[holds]
+        lead = (Interval(-found.by, -found.high, -found.low) if MEASURES[test.measure].less
+                else found)
+        obstacle = test.measure in self.headroom and self._obstacle(test.measure, tables)
+        holds = None if obstacle else test.holds(lead)
+        why = {True: "holds", False: "fails", None: obstacle or "the interval is too wide"}[holds]
         return Outcome(test, found, holds, why)
 
     def _obstacle(self, measure, tables):
         """Return why a measure decides nothing here, or None if it does."""
-        room = self.headroom.get(measure)
-        if room is None:
-            return None
+        room = self.headroom[measure]
         sign = -1 if MEASURES[measure].less else 1
         tested = {name for test in self.tests if test.measure == measure
                   for name in (test.ours, test.theirs) if name in self.arms and name != room.floor}
         if not tested:
             return None
         best = max(tested, key=lambda name: sign * np.mean(tables[name][measure]))
-        worse = interval(value(tables, best, measure), value(tables, room.bad, measure))
-        if best == room.bad or not (worse.low > 0 if sign > 0 else worse.high < 0):
+        lead = interval(*(sign * value(tables, name, measure) for name in (best, room.bad)))
+        if lead.low <= 0:  # the best arm may be the bad one itself
             return (f"this measure does not tell the known-bad arm, {self.titles[room.bad]}, from "
                     "the best one")
-        if room.ceiling is not None:
-            floor, ceiling, found = (np.mean(value(tables, name, measure))
-                                     for name in (room.floor, room.ceiling, best))
-            reached = (found - floor) / ((ceiling - floor) or 1e-9)
-            if reached > NEARLY_PERFECT:
-                return f"the best arm reaches {reached:.0%} of the way from floor to ceiling"
+        if room.ceiling is None:
+            return None
+        floor, ceiling, found = (np.mean(value(tables, name, measure))
+                                 for name in (room.floor, room.ceiling, best))
+        reached = (found - floor) / ((ceiling - floor) or 1e-9)
+        if reached > NEARLY_PERFECT:
+            return f"the best arm reaches {reached:.0%} of the way from floor to ceiling"
         return None
 
 

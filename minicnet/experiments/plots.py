@@ -8,13 +8,13 @@ from matplotlib.figure import Figure
 
 from minicnet.experiments.claim import Same, title
 from minicnet.experiments.measures import MEASURES
-from minicnet.figures import tiled
+from minicnet.figures import show_images
 
 COLOURS = {True: "tab:green", False: "tab:red", None: "tab:gray"}  # a test holds, fails, is open
 
 
 def usual(claim, result):
-    """Differences with intervals above, and samples of all arms below, of the first testbed."""
+    """Draw the first testbed: differences with intervals above, and samples of all arms below."""
     testbed, found = next(iter(result["testbeds"].items()))
     samples = {claim.titles[name]: images for name, images in found["samples"].items()
                if images["shape"][0]}
@@ -62,21 +62,15 @@ def sheet(ax, arms, heading):
     """Draw stored samples, a line for each arm. arms: {name: samples}."""
     lines = [decoded(samples) for samples in arms.values()]
     count = min(len(line) for line in lines)
-    side = lines[0].shape[-1] + 2
-    ax.imshow(tiled(torch.stack([line[:count] for line in lines])), interpolation="nearest")
-    ax.set_yticks([side * (i + 0.5) for i in range(len(lines))], arms, fontsize=9)
-    ax.set_xticks([])
-    ax.tick_params(length=0)
+    show_images(ax, torch.stack([line[:count] for line in lines]), arms)
     ax.set_title(heading, fontsize=10)
 
 
 def curves(ax, lines, heading, xlabel):
     """Draw stored curves: lines {name: table (T, N)}, the mean thick and each training thin."""
-    for (label, table), colour in zip(lines.items(), ("tab:blue", "tab:orange", "tab:green",
-                                                      "tab:red", "tab:purple", "tab:brown")):
-        for curve in table:
-            ax.plot(curve, color=colour, linewidth=0.6, alpha=0.5)
-        ax.plot(np.mean(table, 0), color=colour, linewidth=2, label=label)
+    for i, (label, table) in enumerate(lines.items()):
+        ax.plot(np.transpose(table), color=f"C{i}", linewidth=0.6, alpha=0.5)
+        ax.plot(np.mean(table, 0), color=f"C{i}", linewidth=2, label=label)
     ax.set_title(heading, fontsize=10)
     ax.set_xlabel(xlabel, fontsize=9)
     ax.grid(alpha=0.3)

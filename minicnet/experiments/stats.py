@@ -17,7 +17,7 @@ import numpy as np
 
 RESAMPLES = 2000
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5% quantiles of t for T - 1
-NORMAL = 1.960  # that of a normal distribution
+NORMAL = 1.960  # the same quantile of the normal distribution
 
 
 class Interval(NamedTuple):
@@ -40,8 +40,8 @@ def decimals(size):
 def interval(ours, theirs):
     """Return the difference of the means, ours - theirs, with its interval.
 
-    ours, theirs: (T, I) tables of the same images. A single row stands beside several trainings of
-    the other arm, and a plain number is a constant.
+    ours, theirs: (T, I) tables of the same images. An arm with a single training is compared with
+    every training of the other arm, and a plain number with every image.
     """
     table = np.atleast_2d(np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64))
     T, I = table.shape

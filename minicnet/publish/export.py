@@ -39,18 +39,17 @@ def export(folder, runs):
             raise UserError(f"two runs have the condition {control['condition']}: export one")
         controls[control["condition"]] = control
         metrics[control["condition"]] = read_file(run / "metrics.json")
-    for name in ("control.pt", "metrics.json"):
-        if (folder / name).exists():
-            raise UserError(f"{folder} holds {name}, so it is a run and would be overwritten: name "
-                            "the folder for the weights first, then the runs")
+    if (folder / "control.pt").exists():
+        raise UserError(f"{folder} holds control.pt, so it is a run and would be overwritten: name "
+                        "the folder for the weights first, then the runs")
     for path in folder.glob("*.pt"):
         if path.stem not in ("base", *controls):
             raise UserError(f"{path} would be left without its base: export its run, too, or "
                             "delete it")
 
     for checkpoint in (base, *controls.values()):
-        weights = checkpoint["weights"]
-        checkpoint["weights"] = {name: weight.half() for name, weight in weights.items()}
+        checkpoint["weights"] = {
+            name: weight.half() for name, weight in checkpoint["weights"].items()}
     unet.load_state_dict(base["weights"])
     save_checkpoint(folder / "base.pt", base)
     for condition, control in controls.items():
