@@ -4,21 +4,21 @@ import base64
 import contextlib
 import itertools
 import json
-import os
 import select
 import shutil
 import subprocess
 import time
 
-NAMES = "chromium", "chromium-browser", "google-chrome", "chrome"
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
+CHROMIUM = next(filter(None, map(shutil.which, (
+    "chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FLAGS = ("--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --hide-scrollbars "
          "--disable-quic --no-first-run --disable-background-networking "
          "--disable-component-update --disable-sync --remote-debugging-pipe").split()
+PIPES = 'exec "$0" "$@" 3<&0 4>&1 >/dev/null 2>&1'  # from 3 it reads commands, and answers to 4
 
 
 class Page:
-    """A tab. errors: the messages in its console that are errors."""
+    """A tab. errors: exceptions that nothing caught, and what the browser logged."""
 
     def __init__(self, to_browser, from_browser):
         self.to_browser, self.from_browser, self.buffer = to_browser, from_browser, b""
@@ -29,27 +29,19 @@ class Page:
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
 
-    def receive(self, end):
-        while b"\0" not in self.buffer:
-            ready, _, _ = select.select([self.from_browser], [], [], max(0, end - time.monotonic()))
-            assert ready, "the browser does not answer"
-            self.buffer += os.read(self.from_browser, 2**16)
-        message, _, self.buffer = self.buffer.partition(b"\0")
-        return json.loads(message)
-
     def call(self, method, **params):
         number, end = next(self.count), time.monotonic() + 120
         message = {"id": number, "method": method, "params": params, **self.session}
-        data = json.dumps(message).encode() + b"\0"
-        while data:
-            data = data[os.write(self.to_browser, data):]
+        self.to_browser.write(json.dumps(message).encode() + b"\0")
         while True:
-            message = self.receive(end)
-            if message.get("method") == "Runtime.exceptionThrown":
-                self.errors.append(message["params"]["exceptionDetails"])
-            if message.get("method") == "Log.entryAdded":
-                entry = message["params"]["entry"]
-                self.errors += [entry] * (entry["level"] == "error")
+            while b"\0" not in self.buffer:
+                rest = max(0, end - time.monotonic())
+                assert select.select([self.from_browser], [], [], rest)[0], "it does not answer"
+                self.buffer += self.from_browser.read(2**16)
+            message, _, self.buffer = self.buffer.partition(b"\0")
+            message = json.loads(message)
+            if message.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
+                self.errors.append(message["params"])
             if message.get("id") == number:
                 assert "error" not in message, message
                 return message["result"]
@@ -70,19 +62,15 @@ class Page:
     def open(self, url, width=1280, height=900, dark=False):
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height,
                   deviceScaleFactor=1, mobile=width < 500)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.call("Emulation.setEmulatedMedia", features=[
+            {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=url)
 
-    def press(self, key, text=""):
-        """Press a key, such as "Tab", "ArrowRight" or " "."""
-        code = {"Tab": 9, " ": 32, "Enter": 13, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39,
-                "ArrowDown": 40}[key]
-        text = " " if key == " " else text
-        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code,
-                  **({"text": text} if text else {}))
-        self.call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
+    def press(self, key):
+        """Press a key, such as "ArrowRight" or " "."""
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key)
 
     def mouse(self, kind, x, y):
         self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1,
@@ -95,30 +83,17 @@ class Page:
             self.mouse("mouseMoved", *point)
         self.mouse("mouseReleased", *points[-1])
 
-    def screenshot(self, whole=False):
-        return base64.b64decode(self.call("Page.captureScreenshot",
-                                          captureBeyondViewport=whole)["data"])
+    def screenshot(self):
+        return base64.b64decode(self.call("Page.captureScreenshot")["data"])
 
 
 @contextlib.contextmanager
 def browser(folder):
     """Yield a Page of a Chromium whose profile is in a folder of its own."""
-    (read_commands, to_browser), (from_browser, write_answers) = os.pipe(), os.pipe()
-
-    def pipes():  # Chromium reads commands from descriptor 3 and answers to 4
-        commands, answers = os.dup(read_commands), os.dup(write_answers)
-        os.dup2(commands, 3)
-        os.dup2(answers, 4)
-
-    process = subprocess.Popen([CHROMIUM, *FLAGS, f"--user-data-dir={folder}"], preexec_fn=pipes,
-                               close_fds=False, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)
-    os.close(read_commands)
-    os.close(write_answers)
-    try:
-        yield Page(to_browser, from_browser)
-    finally:
-        os.close(to_browser)
-        process.terminate()
-        process.wait(20)
-        os.close(from_browser)
+    command = ["sh", "-c", PIPES, CHROMIUM, *FLAGS, f"--user-data-dir={folder}"]
+    with subprocess.Popen(command, bufsize=0, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as process:
+        try:
+            yield Page(process.stdin, process.stdout)
+        finally:
+            process.terminate()

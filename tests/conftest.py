@@ -32,6 +32,14 @@ def randomised():
     return draw
 
 
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory, randomised):
+    """The folders of some models for the playground, {name: folder}, with random weights."""
+    from saved import save_models
+
+    return save_models(tmp_path_factory.mktemp("weights"), randomised)
+
+
 @pytest.fixture
 def unet(randomised):
     """A small base with random weights, frozen."""

@@ -43,6 +43,8 @@ OTHER = {
     ast.BitOr: ast.BitAnd, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn,
     ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And}
+OTHER_VALUE = {bool: lambda value: not value, int: lambda value: value + 1,
+               float: lambda value: 2 * value or 1.0}
 # `F.silu(x)` becomes `x`, while `x.sqrt()` becomes `x`.
 MODULES = {"torch", "F", "nn", "math", "copy", "difflib", "itertools", "re", "super"}
 
@@ -63,12 +65,8 @@ def variants(node):
             yield but(ops=[*node.ops[:i], OTHER[type(op)](), *node.ops[i + 1:]])
     if isinstance(node, ast.UnaryOp):
         yield node.operand
-    if isinstance(node, ast.Constant) and isinstance(node.value, bool):
-        yield but(value=not node.value)
-    elif isinstance(node, ast.Constant) and isinstance(node.value, int):
-        yield but(value=node.value + 1)
-    elif isinstance(node, ast.Constant) and isinstance(node.value, float):
-        yield but(value=2 * node.value if node.value else 1.0)
+    if isinstance(node, ast.Constant) and type(node.value) in OTHER_VALUE:
+        yield but(value=OTHER_VALUE[type(node.value)](node.value))
     if isinstance(node, (ast.If, ast.IfExp)):
         yield from (but(test=ast.Constant(value)) for value in (True, False))
     call = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
@@ -76,8 +74,8 @@ def variants(node):
         yield ast.Pass()
     if isinstance(node, ast.FunctionDef):
         for decorator in node.decorator_list:
-            others = [other for other in node.decorator_list if other is not decorator]
-            yield but(decorator_list=others)
+            yield but(decorator_list=[
+                other for other in node.decorator_list if other is not decorator])
     if isinstance(node, ast.Call):
         for keyword in node.keywords:
             yield but(keywords=[other for other in node.keywords if other is not keyword])
@@ -91,28 +89,22 @@ def variants(node):
 def mutants(source):
     """Yield all (line, before, after, whole source) that differ from `source` in one place."""
     tree = ast.parse(source)
-    places = [(node, name, i, child)
+    places = [(node, holder, key, holder[key])
               for node in ast.walk(tree) for name, value in ast.iter_fields(node)
-              for i, child in (enumerate(value) if isinstance(value, list) else [(None, value)])
-              if isinstance(child, ast.AST)]
+              for holder, keys in [(value, range(len(value))) if isinstance(value, list)
+                                   else (vars(node), [name])]
+              for key in keys if isinstance(holder[key], ast.AST)]
     raises = [node for node in ast.walk(tree) if isinstance(node, ast.Raise)]
     # What an error says is not tested.
     silent = {id(inner) for node in raises for inner in ast.walk(node)} - set(map(id, raises))
 
-    for node, name, i, child in places:
+    for node, holder, key, child in places:
         for variant in variants(child) if id(child) not in silent else ():
-            put(node, name, i, variant)
+            holder[key] = variant
             text = ast.unparse(ast.fix_missing_locations(tree))
-            put(node, name, i, child)
+            holder[key] = child
             line = getattr(child, "lineno", None) or node.lineno
             yield line, first_line(child), first_line(variant), text
-
-
-def put(node, name, i, child):
-    if i is None:
-        setattr(node, name, child)
-    else:
-        getattr(node, name)[i] = child
 
 
 def first_line(node):
@@ -147,7 +139,8 @@ def main(files):
         source = (ROOT / file).read_text()
         if os.waitstatus_to_exitcode(os.waitpid(start_testing(file, source), 0)[1]):
             sys.exit(f"error: {file} does not pass its tests as it is")
-        waiting, running, survivors, count = list(mutants(source)), {}, [], 0
+        waiting, running, survivors = list(mutants(source)), {}, 0
+        count = len(waiting)
         while waiting or running:
             while waiting and len(running) < len(os.sched_getaffinity(0)):
                 line, before, after, text = waiting.pop(0)
@@ -156,11 +149,10 @@ def main(files):
             mutant = running.pop(child)
             if os.WIFEXITED(status) and os.WEXITSTATUS(status) == BROKEN:
                 sys.exit("error: the folder for temporary files has no room for a copy")
-            count += 1
             if not status:
-                survivors.append(mutant)
+                survivors += 1
                 print("{}:{}: {}   ->   {}".format(file, *mutant), flush=True)
-        noticed = count - len(survivors)
+        noticed = count - survivors
         print(f"{file}: {noticed} of {count} noticed, {noticed / count:.1%}", flush=True)
 
 

@@ -30,10 +30,10 @@ def save_networks(folder, unet, nets, dataset="drawn", size=28):
     return folder
 
 
-def save_models(root, randomised):
-    """Save MODELS with random weights. Returns the folder of each."""
+def save_models(root, randomised, models=MODELS):
+    """Save models with random weights. Returns the folder of each."""
     folders = {}
-    for name, (settings, size, dataset, conditions) in MODELS.items():
+    for name, (settings, size, dataset, conditions) in models.items():
         unet = randomised(UNet(**settings), std=0.1).half().float()
         nets = {condition: randomised(ControlNet(unet, depth), std=0.1, seed=seed).half().float()
                 for seed, (condition, depth) in enumerate(conditions.items(), start=1)}
@@ -45,6 +45,12 @@ def change(path, **entries):
     """Replace entries of a checkpoint; an entry that becomes None is removed."""
     changed = {**torch.load(path, weights_only=True), **entries}
     torch.save({name: value for name, value in changed.items() if value is not None}, path)
+
+
+def contents(folder):
+    """Read all files in a folder: {path from the folder on: bytes}."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in folder.rglob("*") if path.is_file()}
 
 
 def idx(array):

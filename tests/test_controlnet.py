@@ -369,7 +369,7 @@ def test_controls_that_add_nothing_change_no_bit_and_one_that_has_weights_does(
 
 @each_device
 @pytest.mark.parametrize("base_rounded, control_rounded", [(1, 1), (1, 0), (0, 1)])
-def test_nor_do_they_in_bf16_even_if_only_the_base_or_only_the_control_is_computed_so(
+def test_controls_that_add_nothing_change_no_bit_in_bf16_of_the_base_the_control_or_both(
         randomised, device, base_rounded, control_rounded):
     for seed in range(50, 52):
         base, inputs, ((net, condition, scale, *_), *_) = setting(seed, randomised, device)

@@ -2,11 +2,10 @@
 
 import gzip
 import hashlib
+import http.server
 import io
-import socketserver
 import tarfile
 import threading
-import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,10 +17,9 @@ from minicnet.data import colours, datasets, digits, downloads
 from minicnet.data.datasets import DATASETS, captions, choose_dataset, load_dataset
 from minicnet.data.prompts import attributes
 from minicnet.errors import UserError
-from minicnet.words import CLOTHES, COLOURS, DIGITS, THINGS, VOCABULARY, tokenize
+from minicnet.words import CLOTHES, DIGITS, THINGS, VOCABULARY, tokenize
 
 PIXELS = torch.randint(256, (7, 28, 28), generator=torch.Generator().manual_seed(0)).byte()
-PIXELS[0, 0, :3] = torch.tensor([0, 255, 51])
 LABELS = torch.tensor([3, 0, 9, 1, 1, 8, 5]).byte()
 BATCHES = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
 ARCHIVE = "cifar-10-binary.tar.gz"
@@ -81,8 +79,7 @@ def test_idx_files_become_images_and_labels_of_their_own_split(tmp_path, name):
     images, labels = load_dataset(name, "train", str(tmp_path))
     assert images.shape == (7, 1, 28, 28) and images.dtype == torch.float32
     assert labels.dtype == torch.int64 and labels.tolist() == LABELS.tolist()
-    assert images[0, 0, 0, :3].tolist() == pytest.approx([-1, 1, -0.6], abs=1e-6)
-    assert torch.equal(((images[:, 0] + 1) * 127.5).round().byte(), PIXELS)
+    torch.testing.assert_close((images[:, 0] + 1) * 127.5, PIXELS.float())
     assert load_dataset(name, "test", tmp_path)[1].tolist() == [3, 0]
 
 
@@ -111,7 +108,7 @@ def test_images_and_captions_read_the_files_once_and_share_no_memory(tmp_path):
     assert all(map(torch.equal, load_dataset("mnist", "train", tmp_path), expected))
 
 
-def test_drawn_digits_need_no_folder_and_the_splits_differ(tmp_path, few_digits):
+def test_drawn_digits_need_no_folder_and_differ_between_the_splits(tmp_path, few_digits):
     train, test = (load_dataset("drawn", split, tmp_path / "x")[0] for split in ("train", "test"))
     assert len(train) == 40 and len(test) == 30 and not list(tmp_path.iterdir())
     assert not torch.isclose(train[:30], test).all((1, 2, 3)).any()
@@ -144,24 +141,15 @@ def test_coloured_images_are_gray_ones_painted_in_the_colours_of_the_captions(sp
             assert list(colours.RGB)[distance.argmin()] == attributes(prompt)[part]
 
 
-def test_training_alone_holds_combinations_out(few_digits):
-    held_out = {split: any(
-        colours.held_out(DIGITS.index(said["digit"]), *(COLOURS.index(said[part]) for part in
-                                                        ("ink", "paper")))
-        for said in map(attributes, captions("coloured-drawn", split)))
-        for split in ("train", "test")}
-    assert held_out == {"train": False, "test": True}
-
-
 # -- Refusing --------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("function", [load_dataset, captions])
-def test_an_unknown_dataset_or_split_is_refused(function):
-    with pytest.raises(UserError, match="minst") as caught:
-        function("minst")
-    assert all(name in str(caught.value) for name in DATASETS)
-    with pytest.raises(ValueError, match="validation"):
-        function("drawn", "validation")
+@pytest.mark.parametrize("name, split, error, sentence", [
+    ("minst", "train", UserError, f"no dataset 'minst': choose one of {', '.join(DATASETS)}"),
+    ("drawn", "validation", ValueError, "'train' or 'test', not 'validation'")])
+def test_an_unknown_dataset_or_split_is_refused(function, name, split, error, sentence):
+    with pytest.raises(error, match=sentence):
+        function(name, split)
 
 
 NOT_IDX = "not begin as an IDX file of (28, 28)"
@@ -263,21 +251,18 @@ ERRORS = {"broken": "500 Internal Server Error", "missing": "404 Not Found",
           "astray": "302 Found\r\nLocation: http://[nowhere"}
 
 
-class Mirror(socketserver.StreamRequestHandler):
+class Mirror(http.server.BaseHTTPRequestHandler):
     """Serve /good/FILE. Each other folder has a trouble of its own."""
 
-    def handle(self):
-        path = self.rfile.readline().split()[1].decode()
-        while self.rfile.readline().strip():
-            pass
-        _, way, file = path.split("/")
-        self.server.requests.append(path)
+    def do_GET(self):
+        _, way, file = self.path.split("/")
+        self.server.requests.append(self.path)
         self.server.stop.wait(20 if way == "hanging" else 0)
         content = self.server.files[file]
-        header = ERRORS.get(way, f"200 OK\r\nContent-Length: {len(content)}").format(path=path)
+        header = ERRORS.get(way, f"200 OK\r\nContent-Length: {len(content)}")
         content = {"truncated": content[:-100], "wrong": content[:-1] + b"?",
                    **dict.fromkeys(ERRORS, b"")}.get(way, content)
-        self.wfile.write(f"HTTP/1.1 {header}\r\n\r\n".encode())
+        self.wfile.write(f"HTTP/1.1 {header.format(path=self.path)}\r\n\r\n".encode())
         for start in range(0, len(content), 100):
             self.wfile.write(content[start:start + 100])
             self.server.stop.wait(0.05 if way == "dripping" else 0)
@@ -288,7 +273,7 @@ def mirror(monkeypatch, tmp_path):
     """Serve MNIST's four files; call this with the folders that are to be the mirrors."""
     files = {path.name: path.read_bytes() for path in write_mnist(tmp_path / "server").iterdir()}
     md5_of = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Mirror) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror) as server:
         server.files, server.requests, server.stop = files, [], threading.Event()
         server.handle_error = lambda *_: None  # some tests hang up
         threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
@@ -328,9 +313,8 @@ def test_a_failed_download_leaves_nothing_and_gives_the_reason(
     mirror(trouble)
     monkeypatch.setattr(downloads, "TIMEOUT", 0.7 if trouble == "hanging" else 5)
     monkeypatch.setattr(downloads, "MAX_BYTES", 1000 if trouble == "endless" else 10_000)
-    started = time.monotonic()
     sentence = refusal("mnist", "train", folder.parent)
-    assert time.monotonic() - started < 2.5 and not list(folder.iterdir())
+    assert not list(folder.iterdir())
     for part in (reason, f"/{trouble}/", "train-images-idx3-ubyte.gz", "'drawn'", str(folder)):
         assert part in sentence
 
@@ -355,23 +339,17 @@ def test_auto_and_coloured_take_mnist_if_it_can_be_downloaded(folder, mirror, ca
     assert "NOT MNIST" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name, chosen", [("auto", "drawn"), ("coloured", "coloured-drawn")])
-def test_auto_falls_back_to_drawn_digits_with_a_loud_warning(folder, mirror, capsys, name, chosen):
-    mirror("broken", "truncated")
-    assert choose_dataset(name, folder.parent) == chosen
+@pytest.mark.parametrize("name, chosen, ways, reason", [
+    ("auto", "drawn", ["broken", "truncated"], "Internal Server Error"),
+    ("coloured", "coloured-drawn", ["dripping", "good"], "too slow")])
+def test_auto_falls_back_to_drawn_digits_with_a_loud_warning(
+        folder, mirror, capsys, monkeypatch, name, chosen, ways, reason):
+    mirror(*ways)
+    monkeypatch.setattr(datasets, "AUTO_SECONDS", 0.3)  # the dripping file would take 2.8 seconds
+    assert choose_dataset(name, folder.parent) == chosen and not list(folder.iterdir())
     warning = capsys.readouterr().err
-    for part in ("THIS IS NOT MNIST", "draws its own digits", "#" * 60, "Internal Server Error",
-                 str(folder)):
+    for part in ("THIS IS NOT MNIST", "draws its own digits", "#" * 60, reason, str(folder)):
         assert part in warning
-
-
-def test_auto_gives_up_a_slow_mirror(folder, mirror, capsys, monkeypatch):
-    mirror("dripping", "good")
-    monkeypatch.setattr(datasets, "AUTO_SECONDS", 0.3)
-    started = time.monotonic()
-    assert choose_dataset("auto", folder.parent) == "drawn"
-    assert time.monotonic() - started < 2.5  # the whole file would take 2.8 seconds
-    assert "too slow" in capsys.readouterr().err and not list(folder.iterdir())
 
 
 def test_auto_does_not_hide_damaged_files(tmp_path):

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from saved import save_networks
+from saved import save_models
 
-from minicnet.checkpoints import write_json
+from minicnet.checkpoints import fingerprint, write_json
 from minicnet.controlnet import ControlNet, controlled
 from minicnet.experiments import all as every
 from minicnet.experiments import lab, networks, stats
@@ -21,7 +21,6 @@ from minicnet.experiments.claim import Arm, Better, Claim, Fit, Headroom, Same, 
 from minicnet.experiments.measures import MEASURES, jackknife
 from minicnet.publish import claims as page
 from minicnet.sampling import seeded_noise
-from minicnet.unet import UNet
 from minicnet.words import tokenize
 
 # -- Statistics --------------------------------------------------------------------------------
@@ -48,7 +47,7 @@ def test_an_interval_over_trainings_and_images_holds_the_true_difference(T, trai
     assert coverage(T, training_spread) >= 0.92
 
 
-def test_an_interval_of_a_single_training_speaks_of_images_alone():
+def test_an_interval_of_a_single_training_covers_other_images_and_no_other_training():
     assert coverage(1, 0) >= 0.88 > 0.7 > coverage(1, 0.5)
 
 
@@ -68,10 +67,11 @@ def test_the_jackknife_removes_the_bias_of_a_small_sample():
 
 
 def make_claim(*tests, headroom=None, **other):
-    arms = {name: Arm(name) for name in ("base", "good", "poor", "real")}
-    settings = dict(short="It is so.", quote="It is so.", source="section 0", whose="the paper",
-                    testbeds=(("digits", "muon"),), why="Because.", dated="2026-01-01")
-    return Claim(arms=arms, tests=tests, headroom=headroom or {}, **settings | other)
+    settings = dict(
+        arms={name: Arm(name) for name in ("base", "good", "poor", "real")},
+        short="It is so.", quote="It is so.", source="section 0", whose="the paper",
+        testbeds=(("digits", "muon"),), why="Because.", dated="2026-01-01")
+    return Claim(tests=tests, headroom=headroom or {}, **settings | other)
 
 
 def tables(**means):
@@ -127,17 +127,15 @@ def test_a_rule_is_bound_to_its_quote_tests_and_date_and_to_nothing_else():
 
 
 @pytest.mark.parametrize("name", every.NAMES)
-def test_every_claim_is_declared_in_full(name):
+def test_every_claim_names_arms_and_measures_that_exist_and_says_whose_it_is_and_why(name):
     claim = importlib.import_module(f"minicnet.experiments.{name}").CLAIM
     assert claim.whose in page.WHOSE and claim.quote and claim.why and claim.tests
-    named = {part for test in claim.tests for side in (test.ours, test.theirs)
-             if isinstance(side, str) for part in side.split(" - ")}
-    for measure, room in claim.headroom.items():
-        assert measure in claim.measured
-        named |= {name for name in (room.floor, room.ceiling, room.bad) if isinstance(name, str)}
+    named = {side for test in claim.tests for side in (test.ours, test.theirs)}
+    for room in claim.headroom.values():
+        named |= {room.floor, room.ceiling, room.bad}
     named |= {arm for arm, _ in claim.paper}
-    assert named <= set(claim.arms)
-    assert set(claim.measured) <= set(MEASURES)
+    arms = {arm for side in named if isinstance(side, str) for arm in side.split(" - ")}
+    assert arms <= set(claim.arms) and set(claim.headroom) <= set(claim.measured) <= set(MEASURES)
 
 
 def test_every_claim_has_a_place_in_the_list():
@@ -149,39 +147,34 @@ def test_every_claim_has_a_place_in_the_list():
 # -- The lab -----------------------------------------------------------------------------------
 
 
+TINY = dict(channels=8, multipliers=(1, 1))
+BASES = {
+    "digits": (TINY, 28, "drawn", {"canny": 1, "colour": 1}),
+    "cifar10": (dict(in_channels=3, **TINY), 32, "cifar10", {"canny": 1, "colour": 3}),
+    "coloured": (dict(in_channels=3, **TINY), 28, "coloured-drawn", {"canny": 1, "colour": 3})}
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory, randomised):
-    """Three tiny bases with random weights, and controls for them, where a lab looks for them."""
-    folder = tmp_path_factory.mktemp("weights")
-    for base, dataset, channels, side in (("digits", "drawn", 1, 28), ("cifar10", "cifar10", 3, 32),
-                                          ("coloured", "coloured-drawn", 3, 28)):
-        unet = randomised(UNet(channels, channels=8, multipliers=(1, 1)), std=0.05)
-        nets = {"canny": ControlNet(unet), "colour": ControlNet(unet, channels)}
-        for net in nets.values():
-            randomised(net, std=0.05)
-        save_networks(folder / base, unet, nets, dataset, side)
-    return folder
+    """A folder of bases and their controls with random weights, where a lab looks for them."""
+    return save_models(tmp_path_factory.mktemp("weights"), randomised, BASES)["digits"].parent
 
 
 @pytest.fixture
 def small(tmp_path, monkeypatch, weights):
     """small(base, optimizer) is a lab on tiny bases and a few random images."""
-    def images(dataset, split, data_dir):
-        channels, side = {"cifar10": (3, 32), "drawn": (1, 28)}.get(dataset, (3, 28))
-        x = seeded_noise((96, channels, side, side), len(split)).clamp(-1, 1)
-        return x, torch.arange(96) % 10
+    kinds = {"drawn": (1, 28, "a three"), "cifar10": (3, 32, "a cat"),
+             "coloured-drawn": (3, 28, "a red three on navy paper")}
 
-    def texts(dataset, split, data_dir):
-        coloured = "a red three on navy paper"
-        return [{"cifar10": "a cat", "drawn": "a three"}.get(dataset, coloured)] * 96
+    def loaded(dataset, split, data_dir):
+        channels, side, caption = kinds[dataset]
+        x = seeded_noise((96, channels, side, side), len(split)).clamp(-1, 1)
+        return x, torch.arange(96) % 10, [caption] * 96
 
     monkeypatch.setattr(lab, "WEIGHTS", weights)
-    monkeypatch.setattr(lab, "load_dataset", images)
-    monkeypatch.setattr(lab, "captions", texts)
-    lab.loaded.cache_clear()
-    yield functools.partial(lab.Lab, settings=lab.QUICK, out=tmp_path / "out", data_dir=tmp_path,
-                            device=torch.device("cpu"))
-    lab.loaded.cache_clear()
+    monkeypatch.setattr(lab, "loaded", loaded)
+    return functools.partial(lab.Lab, settings=lab.QUICK, out=tmp_path / "out", data_dir=tmp_path,
+                             device=torch.device("cpu"))
 
 
 NETS = {
@@ -220,16 +213,13 @@ def test_without_zero_convolutions_training_starts_elsewhere(small, make):
 
 def test_the_paper_s_trainer_keeps_its_rate_and_averages_nothing(small):
     here = small("digits", "adamw")
-    trainer, _ = here.trainer(Fit(), 0)
-    rates = set()
-    for _ in range(3):
+    trainer, steps = here.trainer(Fit(), 0)
+    for _ in range(steps):
         trainer.step()
-        rates |= {group["lr"] for optimizer in trainer.optimizers
-                  for group in optimizer.param_groups}
-    assert sorted(rates) == pytest.approx([lab.ADAMW_RATE] * len(rates))
-    kept = here.network(Fit(), 0).state_dict()
-    trained = here.train(Fit(optimizer="adamw"), 0).state_dict()
-    assert all(torch.equal(kept[key], trained[key]) for key in kept)
+        [optimizer] = trainer.optimizers
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(lab.ADAMW_RATE)
+    drawing = here.network(Fit(), 0)
+    assert fingerprint(drawing.state_dict()) == fingerprint(trainer.net.state_dict())
 
 
 def test_images_are_measured_against_those_behind_their_conditions_and_a_disjoint_reference(small):
@@ -241,7 +231,7 @@ def test_images_are_measured_against_those_behind_their_conditions_and_a_disjoin
     assert torch.cdist(real.reference.flatten(1), real.images.flatten(1)).min() > 1
 
 
-def test_what_was_measured_is_found_again(small, tmp_path):
+def test_what_was_trained_and_measured_is_found_again_and_not_made_twice(small, tmp_path):
     def times():
         return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
 
@@ -253,22 +243,13 @@ def test_what_was_measured_is_found_again(small, tmp_path):
     assert small("digits", "muon").measure(claim) == first and times() == before
     small("digits", "adamw").measure(claim)  # another optimizer trains other networks
     assert len(times()) == len(before) + 4
-
-
-def test_a_trained_network_serves_claims_that_draw_other_numbers_of_images(small):
-    here, other = small("digits", "muon"), small("digits", "muon")
-    other.settings = {**other.settings, "images": 5}
-    for one in (here, other):
-        one.network(Fit(), 0)
-    assert len(list(here.out.glob("trained/*"))) == 1
-    assert here.path("rows", "json") != other.path("rows", "json")
+    fewer = small("digits", "muon", settings={**lab.QUICK, "images": 5}).measure(claim)
+    assert np.shape(fewer["arms"]["control"]["strict_f1"]) == (2, 5)
+    assert len(times()) == len(before) + 7  # three new rows, and networks that were trained before
 
 
 def test_a_stamp_depends_on_declarations_and_functions(small):
-    def stamp(*parts):
-        return lab.stamp("digits", lab.QUICK, parts)
-
-    fit = Fit(networks.GAUSSIAN[1.0])
+    stamp, fit = functools.partial(lab.stamp, "digits", lab.QUICK), Fit(networks.GAUSSIAN[1.0])
     same = Fit(functools.partial(networks.gaussian, scale=1.0))
     assert stamp(Arm("a title", (Use(fit),))) == stamp(Arm("another title", (Use(same),)))
     assert stamp(Arm("", (Use(fit),))) != stamp(Arm("", (Use(fit, scale=0.5),)))
@@ -304,46 +285,53 @@ def test_every_claim_runs(small, weights, name, monkeypatch):
 # -- The page ----------------------------------------------------------------------------------
 
 
-def test_the_pages_show_current_results_and_no_outdated_ones(tmp_path, monkeypatch):
-    claim = make_claim(better(0.05), paper={("good", "strict_f1"): "0.7"},
-                       testbeds=(("digits", "muon"), ("coloured", "muon")))
-    module = types.SimpleNamespace(CLAIM=claim)
-    monkeypatch.setitem(sys.modules, "minicnet.experiments.something", module)
+CLAIM = make_claim(better(0.05), paper={("good", "strict_f1"): "0.7"},
+                   testbeds=(("digits", "muon"), ("coloured", "muon")))
+
+
+def result(**measured):
+    """A result of CLAIM. measured: for each base, "now" or with what other code or weights."""
+    settings = lab.FULL | {"images": CLAIM.images}
+    now = {base: lab.stamp(base, settings, lab.what(CLAIM)) for base in measured}
+    return {"rule": CLAIM.rule, "date": "2026-01-02", "torch": "2", "device": "cpu", "testbeds": {
+        f"{base} muon": {"arms": tables(), "samples": {}, "seconds": 60, "dataset": "drawn",
+                         "stamp": now[base] if when == "now" else when}
+        for base, when in measured.items()}}
+
+
+@pytest.mark.parametrize("digits, coloured, rule, shown", [
+    ("now", "now", CLAIM.rule, ["digits muon", "coloured muon"]),
+    ("now", "earlier", CLAIM.rule, ["digits muon"]),
+    ("earlier", "now", CLAIM.rule, None),  # it is outdated where it decides
+    ("now", "now", "another rule", None)])
+def test_a_result_counts_if_it_was_measured_by_the_present_rule_code_and_weights(
+        tmp_path, digits, coloured, rule, shown):
+    path = tmp_path / "result.json"
+    write_json(path, {**result(digits=digits, coloured=coloured), "rule": rule})
+    found = page.read(CLAIM, path)
+    assert (found and list(found["testbeds"])) == shown
+
+
+def test_the_pages_show_what_is_measured_and_keep_testbeds_that_were_measured_before(
+        tmp_path, monkeypatch):
+    for name, claim in (("one", CLAIM), ("other", make_claim(better(0.06)))):
+        module = types.SimpleNamespace(CLAIM=claim)
+        monkeypatch.setitem(sys.modules, f"minicnet.experiments.{name}", module)
     monkeypatch.setattr(page, "ROOT", tmp_path)
-    monkeypatch.setattr(lab, "stamp", lambda *parts: "stamp")
-    found = {"arms": tables(), "samples": {}, "seconds": 60, "stamp": "stamp", "dataset": "drawn"}
-    write_json(tmp_path / "something.json", {
-        "rule": claim.rule, "date": "2026-01-02", "torch": "2", "device": "cpu",
-        "testbeds": {"digits muon": found, "coloured muon": {**found, "stamp": "old"}}})
-    (tmp_path / "something.png").write_bytes(b"")
+    write_json(tmp_path / "one.json", result(digits="now", coloured="earlier"))
+    write_json(tmp_path / page.RESULTS / "one.json", result(digits="now", coloured="now"))
+    (tmp_path / "one.png").write_bytes(b"")
     (tmp_path / "README.md").write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
-
-    def published():
-        page.publish(tmp_path, ["something"])
-        return [(tmp_path / folder / "README.md").read_text()
-                for folder in ("", "minicnet/experiments")]
-
-    readme, text = published()
-    assert "## something: reproduced" in text and "(paper: 0.7)" in text and "± " in text
-    assert "*good* is higher than *poor*. The difference is +0.100" in text
-    assert "Elsewhere" not in text
-    assert "| of the paper | 1 | 0 | 0 | 0 | 0 |" in text
-    assert "Of 1 claims, 1 are measured on the present networks: 1 reproduced" in readme
-    assert (tmp_path / page.RESULTS / "something.png").exists()
-    module.CLAIM = make_claim(better(0.06))
-    readme, text = published()
-    assert "## something: not measured yet" in text and "at least 0.06 higher" in text
-    assert "Of 1 claims, 0 are" in readme
-    module.CLAIM = claim
-    assert "Of 1 claims, 1 are" in published()[0]
-    result = json.loads((tmp_path / "something.json").read_text())
-    result["testbeds"] = {"digits muon": found, "coloured muon": found}
-    write_json(tmp_path / page.RESULTS / "something.json", result)
-    assert "Elsewhere: coloured muon: " in published()[1]  # kept, though not measured this time
-    result["testbeds"] = {"digits muon": {**found, "stamp": "old"}, "coloured muon": found}
-    for folder in (tmp_path, tmp_path / page.RESULTS):
-        write_json(folder / "something.json", result)
-    assert "Of 1 claims, 0 are" in published()[0]  # as it is outdated where it decides
+    page.publish(tmp_path, ["one", "other"])
+    text = (tmp_path / "minicnet" / "experiments" / "README.md").read_text()
+    for part in ("## one: reproduced", "(paper: 0.7)", "± ", "Elsewhere: coloured muon: reproduced",
+                 "*good* is higher than *poor*. The difference is +0.100",
+                 "### other: not measured yet", "at least 0.06 higher",
+                 "| of the paper | 1 | 0 | 0 | 0 | 1 |"):
+        assert part in text
+    readme = (tmp_path / "README.md").read_text()
+    assert "Of 2 claims, 1 are measured on the present networks: 1 reproduced" in readme
+    assert (tmp_path / page.RESULTS / "one.png").exists()
 
 
 def test_our_readme_shows_the_results_that_are_current():

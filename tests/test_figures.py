@@ -23,10 +23,6 @@ def columns():
             "without control": torch.rand(2, 3, 3, 4, 6) * 2 - 1}
 
 
-def curves(base=BASE, control=CONTROL):
-    return learning_curves(base, control, RESULTS, "drawn, seed 0")
-
-
 def test_every_image_is_clipped_and_at_its_place_in_a_gray_frame(columns):
     columns["edges"][0] = 1.5
     for ax, images in zip(samples_sheet(columns, "").axes, columns.values(), strict=True):
@@ -65,7 +61,7 @@ def test_long_texts_stand_beside_the_images_and_are_not_cut(columns):
 
 
 def test_curves_go_through_the_numbers_of_the_logs_and_say_what_they_show():
-    fig = curves()
+    fig = learning_curves(BASE, CONTROL, RESULTS, "drawn, seed 0")
     left, middle, right = (
         {line.get_label(): line.get_xydata().tolist() for line in ax.lines} for ax in fig.axes)
     assert left == {"training batches": [[10, 0.7], [20, 0.4]],
@@ -93,7 +89,7 @@ def test_a_figure_whose_name_ends_in_no_format_is_refused(tmp_path, columns, nam
 
 @pytest.mark.filterwarnings("error")
 def test_curves_of_a_single_point_become_a_picture_of_150_dots_per_inch(tmp_path):
-    fig = curves(BASE[:1], CONTROL[:1])
+    fig = learning_curves(BASE[:1], CONTROL[:1], RESULTS, "drawn, seed 0")
     save_figure(fig, tmp_path / "a.png")
     picture = imread(tmp_path / "a.png")
     assert picture.shape[1] == pytest.approx(150 * fig.get_figwidth(), abs=1)

@@ -205,5 +205,5 @@ def test_an_empty_condition_is_refused_in_a_sentence_that_says_what_to_do(level,
         make(level + 0.001 * torch.rand(1, 3, 20, 20), name, *shape)
 
 
-def test_a_black_picture_has_a_colour():
+def test_a_black_picture_is_a_colour_map_and_no_empty_condition():
     assert condition_from_image(torch.zeros(1, 3, 20, 20), "colour", (3, 16, 16)).sum() == 0

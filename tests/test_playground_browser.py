@@ -12,7 +12,6 @@ import pytest
 import torch
 from browse import CHROMIUM, browser
 from PIL import Image
-from saved import save_models
 
 from minicnet.checkpoints import load_base, load_control
 from minicnet.conditions import canny
@@ -34,11 +33,6 @@ COVERED = """[...Array(90).keys()].reverse().flatMap((step) => {
   })"""  # the controls that something covers when the page is scrolled
 pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium here")]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory, randomised):
-    return save_models(tmp_path_factory.mktemp("weights"), randomised)
 
 
 @pytest.fixture(scope="module")

@@ -52,8 +52,9 @@ CLAIM = Claim(
     tests=(Better("base", 1.1, "ink_attended"), Better("base", 1.1, "digit_attended"),
            Better("base", 0.9, "paper_attended")),
     headroom={},
-    why="The prompts name things that lie apart in the picture. In a larger base, with more layers "
-        "and heads, single ones may attend elsewhere.",
+    why="Digits stand in the middle, and nothing here tells attention to ink from attention to "
+        "the middle. The prompts name things that lie apart in the picture. In a larger base, "
+        "with more layers and heads, single ones may attend elsewhere.",
 )
 
 if __name__ == "__main__":

@@ -141,15 +141,18 @@ class Better(Test):
 
     It holds if the interval of the lead lies above 0 and the lead is at least `by`; it fails if the
     whole interval lies below `by`, or at or below 0. A negative `by` asks less: that an arm is not
-    worse by more than that. It holds if the whole interval lies above `by`.
+    worse by more than that. It holds if the whole interval lies above `by`. side: a side condition,
+    which can spoil a claim and supports none.
     """
 
     by: float = 0.0
+    side: bool = False
 
     def text(self, titles):
         """Return the rule in English. titles: {arm: its name}."""
         measure = MEASURES[self.measure]
         ours, theirs = title(self.ours, titles), title(self.theirs, titles)
+        ours = f"{ours} (a side condition)" if self.side else ours
         if self.by < 0:
             return (f"{ours}: {measure.title} not more than {-self.by:g} "
                     f"{'higher' if measure.less else 'lower'} than {theirs}, interval included")
@@ -172,6 +175,7 @@ class Same(Test):
     """
 
     within: float
+    side = False
 
     def text(self, titles):
         return (f"{title(self.ours, titles)}: {MEASURES[self.measure].title} within "
@@ -246,7 +250,9 @@ class Claim:
     def judge(self, tables):
         """Return the verdict and the outcomes. tables: {arm: {measure: (T, I) table}}."""
         outcomes = [self._outcome(test, tables) for test in self.tests]
-        held = [outcome.holds for outcome in outcomes]
+        held = [outcome.holds for outcome in outcomes if not outcome.test.side]
+        if all(held):
+            held = [outcome.holds for outcome in outcomes]
         if True in held and False in held:
             return "mixed", outcomes
         if None in held:
@@ -259,7 +265,7 @@ class Claim:
                 else found)
         obstacle = test.measure in self.headroom and self._obstacle(test.measure, tables)
         holds = None if obstacle else test.holds(lead)
-        why = {True: "holds", False: "fails", None: obstacle or "the interval is too wide"}[holds]
+        why = {True: "holds", False: "fails", None: obstacle or "the interval allows both"}[holds]
         return Outcome(test, found, holds, why)
 
     def _obstacle(self, measure, tables):
@@ -273,8 +279,8 @@ class Claim:
         best = max(tested, key=lambda name: sign * np.mean(tables[name][measure]))
         lead = interval(*(sign * value(tables, name, measure) for name in (best, room.bad)))
         if lead.low <= 0:  # the best arm may be the bad one itself
-            return (f"this measure does not tell the known-bad arm, {self.titles[room.bad]}, from "
-                    "the best one")
+            return ("this measure does not tell the known-bad arm, "
+                    f"“{self.titles[room.bad]}”, from the best one")
         if room.ceiling is None:
             return None
         floor, ceiling, found = (np.mean(value(tables, name, measure))

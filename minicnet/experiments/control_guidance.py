@@ -18,7 +18,8 @@ def doubled(unet, prompt, controls):
 EDGES = Shipped("canny")
 
 CLAIM = Claim(
-    short="Guidance on the control follows conditions better than the control alone, at no cost",
+    short="Guidance on the control follows conditions better than the control alone, at no cost in "
+          "quality",
     quote="Guidance on the control itself follows conditions better than the control alone, at no "
           "cost in quality.",
     source="ours", whose="minicnet", dated="2026-11-29",
@@ -41,7 +42,8 @@ CLAIM = Claim(
     amendments=("the arm known to be bad was the base alone. Its photographs look no worse than "
                 "those with control, so the Frechet distance could tell nothing. Now it is a "
                 "control at strength 4, far beyond the strength of its training.",),
-    why="One strength of guidance on one control. It costs a second run of the base at every step.",
+    why="One strength of guidance on one control. It costs a second run of the base at every step. "
+        "The prompt is not guided here (w = 1).",
 )
 
 if __name__ == "__main__":

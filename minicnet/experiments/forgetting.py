@@ -51,9 +51,10 @@ CLAIM = Claim(
     ),
     headroom={"label": Headroom("untold", None, bad="untold")},
     measures=("strict_f1",),
-    why="Our base knows ten digits and nothing else. A base that knows more has more to lose, and "
-        "a training that mixes other images in loses less. At strength 0 a ControlNet is the "
-        "base, bit for bit, so it cannot forget.",
+    why="Fine-tuning at a tenth of the rate hardly learns the edges in as many steps, so the test "
+        "that compares with it says little. Our base knows ten digits and nothing else. A base "
+        "that knows more has more to lose, and a training that mixes other images in loses less. "
+        "At strength 0 a ControlNet is the base, bit for bit, so it cannot forget.",
 )
 
 if __name__ == "__main__":

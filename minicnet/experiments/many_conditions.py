@@ -60,8 +60,9 @@ CLAIM = Claim(
     headroom={"strict_f1": Headroom("base", "real", bad="base"),
               "colours_missed": Headroom("base", "real", bad="contrary")},
     measures=("frechet",),
-    why="Edges, colours and depth are made of the same image and agree. Conditions that "
-        "contradict one another may need weights.",
+    why="Needless is not best: at strength 1.5 both conditions are followed more closely. Edges, "
+        "colours and depth are made of the same image and agree. Conditions that contradict one "
+        "another may need weights.",
 )
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ as Student's t distribution is wider than the normal one. A test simulates how o
 holds the true difference.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
 
-RESAMPLES = 2000
+RESAMPLES = 10_000
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5% quantiles of t for T - 1
 NORMAL = 1.960  # the same quantile of the normal distribution
 
@@ -37,6 +38,18 @@ def decimals(size):
     return 3 if size >= 0.1 or not size else 4 if size >= 0.01 else 5
 
 
+@functools.cache
+def resamples(T, I):
+    """Return the weights (RESAMPLES, T) of trainings and (RESAMPLES, I) of images in resamples."""
+    generator = np.random.default_rng(0)
+    trainings = generator.multinomial(T, np.full(T, 1 / T), size=RESAMPLES) / T  # sums to 1
+    images = generator.multinomial(I, np.full(I, 1 / I), size=RESAMPLES) / I
+    if T > 1:
+        stretch = (T / (T - 1)) ** 0.5 * STUDENT[T] / NORMAL
+        trainings = 1 / T + stretch * (trainings - 1 / T)
+    return trainings, images
+
+
 def interval(ours, theirs):
     """Return the difference of the means, ours - theirs, with its interval.
 
@@ -44,13 +57,7 @@ def interval(ours, theirs):
     every training of the other arm, and a plain number with every image.
     """
     table = np.atleast_2d(np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64))
-    T, I = table.shape
-    generator = np.random.default_rng(0)
-    trainings = generator.multinomial(T, np.full(T, 1 / T), size=RESAMPLES) / T  # (R, T), sums to 1
-    images = generator.multinomial(I, np.full(I, 1 / I), size=RESAMPLES) / I
-    if T > 1:
-        stretch = (T / (T - 1)) ** 0.5 * STUDENT[T] / NORMAL
-        trainings = 1 / T + stretch * (trainings - 1 / T)
-    means = ((trainings @ table) * images).sum(1)
+    trainings, images = resamples(*table.shape)
+    means = (trainings * (images @ table.T)).sum(1)
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(table.mean()), float(low), float(high))

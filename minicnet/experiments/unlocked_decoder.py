@@ -5,7 +5,8 @@ from minicnet.experiments.claim import BASE, REAL, Arm, Better, Claim, Fit, Head
 from minicnet.experiments.networks import Unlocked
 
 CLAIM = Claim(
-    short="Unlocking the decoder follows conditions a little better, and harms the base",
+    short="After 400 steps, an unlocked decoder follows conditions a little better, and the base "
+          "is harmed",
     quote="setting `sd_locked = False` turns out to improve model performance significantly (608) "
           "[...] it turns out that such unlock does not have influence to the results (356) [...] "
           "This option is DANGEROUS! If your dataset is not good enough, this may downgrade the "
@@ -24,8 +25,9 @@ CLAIM = Claim(
     tests=(Better("unlocked", "locked", "strict_f1", by=0.01),
            Better("locked", "unlocked", "loss_without", by=0.001)),
     headroom={"strict_f1": Headroom("base", "real", bad="weak")}, measures=("label", "frechet"),
-    why="Our data are those that the base was trained on, so little can be gained from changing "
-        "it.",
+    why="After 400 steps control is half learned, so this is a matter of speed. Our data are those "
+        "that the base was trained on; on other data an unlocked decoder may gain and lose more. "
+        "Its rate counts, too: at a fifth of it, the control also learns slowly.",
 )
 
 if __name__ == "__main__":

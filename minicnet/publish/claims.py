@@ -33,21 +33,28 @@ WHOSE = {"the paper": "of the paper", "the authors' notes": "of the authors' not
 HOLDS = {True: ("holds", "hold"), False: ("fails", "fail"), None: ("is open", "are open")}
 INTRODUCTION = """# The paper's claims, measured
 
-One file for each claim, with the rule that decides it, fixed before measuring. There are four
-verdicts: *reproduced* (every test of the rule holds), *not reproduced* (every test fails), *mixed*
-(some hold and some fail), and *cannot tell*, where an interval is too wide, or where a measure has
-no room left between its floor and its ceiling. `python -m minicnet.experiments.all` writes this
-page.
+Most claims here are the paper's; others come from the authors' notes, from other papers, from users
+and from ourselves. Each has a file with the rule that decides it, written before it was measured on
+the networks of today. *Amended* marks what was changed after a first look, with the reason. There
+are four verdicts: *reproduced* (every test of the rule holds), *not reproduced* (every test fails),
+*mixed* (some hold and some fail), and *cannot tell*, where an interval allows both, or where a
+measure cannot tell good from bad. A side condition can spoil a claim, and supports none.
+`python -m minicnet.experiments.all` writes this page.
 
 How to read the tables. Every arm starts from a base that comes with the repository. A value is the
 mean over images and trainings, and ± is its standard deviation over trainings, which differ in
 their seed. An interval stands in brackets after its difference. It resamples trainings and images,
 and aims at 95%. In simulations it holds the true difference in 95 to 100 of 100 experiments with
-three trainings. With a single training, it speaks of other images, and not of another training.
+three trainings. With a single training, it speaks of other images, and not of another training. A
+test holds or fails only if the interval leaves no doubt, so a difference that fails to reach what
+the rule asks may still be an interval around 0. The Frechet distance is freed of most of its
+dependence on the number of images (by a jackknife). It may therefore be negative, and compares only
+within a table.
 
-The first testbed of a claim is the closest to its source, and decides; the others show how far the
-claim reaches. *adamw* trains as the paper does, at a constant rate and without averaged weights.
-*muon* is the recipe of this library.
+The first testbed of a claim is the closest to its source, and decides. The others show how far the
+claim reaches, as far as they are measured; an empty field of the chart is not measured. *adamw*
+trains as the paper does, at a constant rate and without averaged weights. *muon* is the recipe of
+this library.
 
 How to read the figures. A dot is a difference and its line is the interval, green where the test
 holds, red where it fails and gray where it is open. The black line means "equal", and a dotted line
@@ -106,8 +113,8 @@ def tally(verdict, outcomes):
     found = Counter(outcome.holds for outcome in outcomes)
     counts = ", ".join(f"{found[holds]} {words[found[holds] > 1]}"
                        for holds, words in HOLDS.items() if found[holds])
-    shown = {"reproduced": "holds", "cannot tell": "is open"}.get(verdict, "fails")
-    return f"Of the {len(outcomes)} tests of its rule, {counts}. The first that {shown}: "
+    shown = {"reproduced": "The first", "cannot tell": "The first that is open"}
+    return f"Of {len(outcomes)} tests, {counts}. {shown.get(verdict, 'The first that fails')}: "
 
 
 def section(name, claim, result):
@@ -178,10 +185,10 @@ def overview(loaded):
     lines = ["| claim | verdict | what decided |", "|---|---|---|"]
     for name, (claim, result) in loaded.items():
         if result:
-            verdict, _ = deciding(claim, result)
+            verdict, outcomes = claim.judge(next(iter(result["testbeds"].values()))["arms"])
             place = f"#{name}-{verdict.replace(' ', '-')}"
             lines.append(f"| [{claim.short}]({place}) ({claim.source}) | {verdict} | "
-                         f"{answer(claim, result)} |")
+                         f"{tally(verdict, outcomes)}{answer(claim, result)} |")
     return "\n".join(lines)
 
 

@@ -1,43 +1,32 @@
-"""Assignment 2: the UNet. Each class tests one task. Stand-ins replace your other functions."""
+"""Assignment 2: the UNet. Each class tests one task. Stand-ins replace your other functions.
+
+Rows of numbers below are samples of right results, for inputs that are the same on every machine.
+"""
 
 import pytest
 import torch
-from checking import check, close, samples, waves, with_waves
+from checking import check, check_tensor, close, waves, with_waves
 from torch import nn
 
 from minicnet import unet, words
 from minicnet.words import Words
 
 POINTS = pytest.mark.points
-# Numbers of right results, for inputs that are the same on every machine.
-RES_BLOCK = [0.02437, 0.10476, -0.15826, 0.25817, -0.11587, -0.04527]
-SAME_WIDTH = [0.15566, -0.74859, -0.83259, -1.34041, -0.97678, -0.66827]
-ATTENTION = [0.41479, 0.00296, 0.03847, 0.16608, 0.6666, 0.0033, 0.01448, 0.48543]
-ATTEND = [-0.46953, 0.25953, -0.71634, 1.20976, -0.80943, 1.68202, -0.90981, 1.44561]
-SELF_QUERIES = [0.64128, 0.92024, -2.31565, -2.49106, 1.84803, -0.55483]
-SELF_KEYS = [-4.54682, -2.52199, -1.51705, -1.50363, -2.4909, -2.16979]
-SELF_VALUES = [1.8862, 0.78613, 3.21156, 3.37615, -0.16673, 1.97716]
-SELF_RESULT = [0.61572, -3.07474, -2.14012, -4.0402, -4.87739, -5.01625]
-CROSS_QUERIES = [0.64128, 0.92024, -2.31565, -2.49106, 1.84803, -0.55483]
-CROSS_KEYS = [-2.97517, -1.96358, 0.4371, 2.59313, 3.25732, -2.91852]
-CROSS_VALUES = [0.93016, -0.6989, -1.48309, -1.68216, -1.7067, 0.81804]
-CROSS_RESULT = [1.45042, 3.26163, 2.75018, 0.01663, 0.75572, 1.59022]
 
 
 class TestTimestepEmbedding:
     """1. timestep_embedding"""
 
     def embed(self, t, dim):
-        found = unet.timestep_embedding(torch.tensor(t), dim)
-        check(found.shape == (len(t), dim), "there is one row of `dim` numbers per timestep")
-        check(found.dtype == torch.float32, "t holds integers: which dtype should the angles have?")
-        return found
+        return unet.timestep_embedding(torch.tensor(t), dim)
 
     @POINTS(2)
     def test_sines_and_cosines(self):
         check(close(self.embed([0], 6), [[0, 0, 0, 1, 1, 1]]), "the sine of 0 is 0 and its cosine "
               "is 1: all sines come first, then all cosines")
         found = self.embed([3, 999], 10)
+        check(found.shape == (2, 10), "there is one row of `dim` numbers per timestep")
+        check(found.dtype == torch.float32, "t holds integers: which dtype should the angles have?")
         check(close(found[:, :5] ** 2 + found[:, 5:] ** 2, torch.ones(2, 5)),
               "each frequency has one sine and one cosine, of the same angle")
         check(close(self.embed([1, 2, 500], 8)[:, 0], [0.84147, 0.90930, -0.46777]),
@@ -63,9 +52,8 @@ class TestResBlock:
     @POINTS(2)
     def test_the_embedding_reaches_every_pixel(self):
         block, x, emb = self.block(16)
-        nn.init.zeros_(block.conv1.weight)
-        with torch.no_grad():  # now conv2 is a 1x1 convolution
-            block.conv2.weight[:, :, [0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0, 2, 0, 1, 2]] = 0
+        nn.init.zeros_(block.conv1.weight)  # now x itself makes no difference
+        block.conv2 = nn.Identity()
         found = block(x, emb) - block.shortcut(x)
         check(found.shape == (2, 16, 3, 5), "the result is (B, C_out, H, W)")
         check(not close(found[0], found[1]), "each image has its own embedding: does it arrive?")
@@ -74,30 +62,29 @@ class TestResBlock:
 
     @POINTS(3)
     def test_all_in_order(self):
-        for out_channels, expected in ((16, RES_BLOCK), (8, SAME_WIDTH)):
+        for out_channels, expected in (
+                (16, [0.02437, 0.10476, -0.15826, 0.25817, -0.11587, -0.04527]),
+                (8, [0.15566, -0.74859, -0.83259, -1.34041, -0.97678, -0.66827])):
             block, x, emb = self.block(out_channels)
             found = block(x, emb)
-            plain = block.conv2.requires_grad_(False)
-            nn.init.zeros_(plain.weight)
-            nn.init.zeros_(plain.bias)
+            with_waves(block.conv2, scale=0.0)
             check(close(block(x, emb), block.shortcut(x)), "when the last convolution gives zero, "
                   "what must be left? x itself, with the right number of channels")
-            check(close(samples(found), expected), "the result differs. Read the formula from the "
-                  "inside: norm, silu, conv; add the embedding; norm, silu, conv; add the shortcut")
+            check_tensor(found, (2, out_channels, 3, 5), expected, "the result differs. Read the "
+                         "formula from the inside: norm, silu, conv; add the embedding; norm, "
+                         "silu, conv; add the shortcut")
 
 
 class TestAttentionWeights:
     """3. attention_weights"""
 
-    def weights(self, q, k, *arguments):
-        found = words.attention_weights(q, k, *arguments)
-        check(found.shape == (len(q), arguments[0], q.shape[1], k.shape[1]),
-              "the weights are (B, heads, N, M): one row per query, one column per key")
-        return found
+    Q, K = waves(2, 3, 8, scale=3.0), waves(2, 5, 8, phase=1)
 
     @POINTS(2)
     def test_each_row_sums_to_1(self):
-        found = self.weights(waves(2, 3, 8, scale=3.0), waves(2, 5, 8, phase=1), 2)
+        found = words.attention_weights(self.Q, self.K, 2)
+        check(found.shape == (2, 2, 3, 5), "the weights are (B, heads, N, M): one row per query, "
+              "one column per key")
         check(close(found.sum(-1), torch.ones(2, 2, 3)), "the weights that a query gives to all "
               "keys sum to 1: over which axis does softmax run?")
         check((found > 0).all(), "every weight is positive: where is the exponential?")
@@ -106,17 +93,19 @@ class TestAttentionWeights:
     def test_heads_and_scale(self):
         q = 2**0.5 * torch.tensor([[[1.0, 0.0, 0.0, 1.0]]])  # (1, 1, 4): two heads, d = 2
         k = torch.tensor([[[1.0986123, 0.0, 0.0, 0.0], [0.0, 5.0, 9.0, 1.3862944]]])
-        check(close(self.weights(q, k, 2), [[[[0.75, 0.25]], [[0.2, 0.8]]]]), "the scores of the "
-              "first head should be ln 3 and 0, those of the second 0 and ln 4. Does each head "
-              "have channels of its own, those of one head side by side? Is d one head's width?")
-        found = self.weights(waves(2, 3, 8, scale=3.0), waves(2, 5, 8, phase=1), 2)
-        check(close(samples(found, 8), ATTENTION), "with several queries the weights are wrong: "
-              "splitting C into (heads, d) and exchanging two axes are different steps")
+        check(close(words.attention_weights(q, k, 2), [[[[0.75, 0.25]], [[0.2, 0.8]]]]),
+              "the scores of the first head should be ln 3 and 0, those of the second 0 and ln 4. "
+              "Does each head have channels of its own, those of one head side by side? Is d one "
+              "head's width?")
+        check_tensor(words.attention_weights(self.Q, self.K, 2), (2, 2, 3, 5),
+                     [0.41479, 0.00296, 0.03847, 0.16608, 0.6666, 0.0033, 0.01448, 0.48543],
+                     "with several queries the weights are wrong: splitting C into (heads, d) and "
+                     "exchanging two axes are different steps")
 
     @POINTS(2)
     def test_masked_keys_get_nothing(self):
         mask = torch.tensor([[True, True, False, True, False], [True] + 4 * [False]])
-        found = self.weights(waves(2, 3, 8), waves(2, 5, 8, phase=1, scale=3.0), 2, mask)
+        found = words.attention_weights(self.Q / 3, 3 * self.K, 2, mask)
         check(found.isfinite().all(), "some weights are not finite")
         check(not found.mT[0, :, [2, 4]].any() and not found.mT[1, :, 1:].any(), "a key whose mask "
               "is False must get no weight: which score does softmax turn into 0?")
@@ -130,15 +119,14 @@ class TestAttend:
     @POINTS(2)
     def test_values_and_channels(self):
         v, order = waves(2, 3, 8), [2, 0, 1, 1]
-        found = words.attend(torch.eye(3)[order].expand(2, 2, 4, 3), v)
-        check(isinstance(found, torch.Tensor) and found.shape == (2, 4, 8),
-              "each of the N queries gets C channels: (B, N, C)")
-        check(close(found, v[:, order]), "a query that gives all its weight to one key gets the "
-              "value there, with all its channels in order: are locations and channels mixed up, "
-              "on the way to heads or on the way back?")
-        weights = waves(2, 2, 4, 3, phase=1)
-        check(close(samples(words.attend(weights, v), 8), ATTEND), "the result is a sum of values, "
-              "weighted by the weights: which two matrices are multiplied?")
+        check(close(words.attend(torch.eye(3)[order].expand(2, 2, 4, 3), v), v[:, order]),
+              "each of the N queries gets C channels: (B, N, C). A query that gives all its weight "
+              "to one key gets the value there, with all its channels in order: are locations and "
+              "channels mixed up, on the way to heads or on the way back?")
+        check_tensor(words.attend(waves(2, 2, 4, 3, phase=1), v), (2, 4, 8),
+                     [-0.46953, 0.25953, -0.71634, 1.20976, -0.80943, 1.68202, -0.90981, 1.44561],
+                     "the result is a sum of values, weighted by the weights: which two matrices "
+                     "are multiplied?")
 
     @POINTS(1)
     def test_each_head_has_its_own_channels(self):
@@ -166,36 +154,42 @@ def calls(monkeypatch):
     return calls
 
 
-def check_result(block, found, x, expected):
-    check(found.shape == x.shape, "the result has the shape of x")
-    check(not close(found - x, torch.zeros_like(x)), "nothing is added to x")
-    check(close(samples(found), expected), "the result differs. What `attend` returns goes through "
-          "`proj`, each location returns to its row and column, and x itself is added")
+X = waves(2, 8, 3, 5)
+PROMPT = Words(waves(2, 4, 6, phase=1), torch.arange(4) < torch.tensor([[4], [2]]))  # 2 of padding
+QUERIES = [0.64128, 0.92024, -2.31565, -2.49106, 1.84803, -0.55483]
+
+
+def check_result(found, expected):
+    check(not close(found, X), "nothing is added to x")
+    check_tensor(found, (2, 8, 3, 5), expected, "The result differs. What `attend` returns goes "
+                 "through `proj`, each location returns to its row and column, and x itself is "
+                 "added")
 
 
 class TestSelfAttention:
     """5. SelfAttention.forward"""
 
     @pytest.fixture
-    def attention(self, calls):
+    def attention(self):
         return with_waves(unet.SelfAttention(8, heads=2), scale=0.8)
 
     @POINTS(1)
     def test_queries_keys_and_values(self, attention, calls):
-        attention(waves(2, 8, 3, 5))
+        attention(X)
         check(set(calls) >= {"q", "k", "v"}, "call `attention_weights`, then `attend`")
-        check(calls["q"].shape == calls["k"].shape == calls["v"].shape == (2, 15, 8),
-              "each of the H*W locations has a query, a key and a value of C channels")
         check(calls["heads"] == 2 and calls["mask"] is None, "there are `self.heads` heads, and "
               "no location is masked")
-        check(close(samples(calls["q"]), SELF_QUERIES) and close(samples(calls["k"]), SELF_KEYS)
-              and close(samples(calls["v"]), SELF_VALUES), "x is normed first, and each location "
-              "becomes a row. `qkv` then gives the queries, the keys and the values, in this order")
+        for name, numbers in {
+                "q": QUERIES,
+                "k": [-4.54682, -2.52199, -1.51705, -1.50363, -2.4909, -2.16979],
+                "v": [1.8862, 0.78613, 3.21156, 3.37615, -0.16673, 1.97716]}.items():
+            check_tensor(calls[name], (2, 15, 8), numbers, "x is normed first, and each of the H*W "
+                         "locations becomes a row. `qkv` then gives the queries, the keys and the "
+                         "values of C channels, in this order")
 
     @POINTS(2)
     def test_the_result(self, attention, calls):
-        x = waves(2, 8, 3, 5)
-        check_result(attention, attention(x), x, SELF_RESULT)
+        check_result(attention(X), [0.61572, -3.07474, -2.14012, -4.0402, -4.87739, -5.01625])
         check(close(calls["weights"], waves(2, 2, 15, 15, phase=2)), "`attend` gets the weights "
               "that `attention_weights` returned")
 
@@ -204,53 +198,49 @@ class TestCrossAttention:
     """6. CrossAttention"""
 
     @pytest.fixture
-    def attention(self, calls):
+    def attention(self):
         return with_waves(unet.CrossAttention(8, 6, heads=2), scale=0.8)
 
-    @pytest.fixture
-    def prompt(self):
-        """Return two encoded prompts of four words, the second with two of padding."""
-        mask = torch.tensor([[True] * 4, [True, True, False, False]])
-        return Words(waves(2, 4, 6, phase=1), mask)
-
     @POINTS(1)
-    def test_its_weights(self, attention, calls, prompt):
-        found = attention.weights(waves(2, 8, 3, 5), prompt)
-        check(calls.get("q") is not None and calls["q"].shape == (2, 15, 8)
-              and calls["k"].shape == (2, 4, 8), "the H*W locations ask, and the L words answer: "
-              "whose are the queries, and whose are the keys?")
-        check(calls["heads"] == 2 and calls["mask"] is prompt.mask, "padding must get no weight, "
+    def test_its_weights(self, attention, calls):
+        found = attention.weights(X, PROMPT)
+        check("q" in calls, "`attention_weights` computes the weights")
+        check(calls["heads"] == 2 and calls["mask"] is PROMPT.mask, "padding must get no weight, "
               "in any of `self.heads` heads: who knows where it is?")
-        check(close(samples(calls["q"]), CROSS_QUERIES) and close(samples(calls["k"]), CROSS_KEYS),
-              "x is normed, and `q` makes the queries of it; `k` makes the keys of the words")
+        hint = ("the H*W locations ask, and the L words answer: whose are the queries, and whose "
+                "are the keys? x is normed, and `q` makes the queries of it; `k` makes the keys of "
+                "the words")
+        check_tensor(calls["q"], (2, 15, 8), QUERIES, hint)
+        check_tensor(calls["k"], (2, 4, 8),
+                     [-2.97517, -1.96358, 0.4371, 2.59313, 3.25732, -2.91852], hint)
         check(close(found, waves(2, 2, 15, 4, phase=2)), "the weights themselves are returned")
 
     @POINTS(2)
-    def test_the_result(self, attention, calls, prompt):
+    def test_the_result(self, attention, calls):
         attention.weights = lambda x, words: waves(2, 2, 15, 4, phase=5)
-        x = waves(2, 8, 3, 5)
-        found = attention(x, None, prompt)
+        found = attention(X, None, PROMPT)
         check(close(calls["weights"], waves(2, 2, 15, 4, phase=5)), "the weights are those of "
               "your own method `weights`")
-        check(calls["v"].shape == (2, 4, 8) and close(samples(calls["v"]), CROSS_VALUES),
-              "the values are made of the words, by `v`")
-        check_result(attention, found, x, CROSS_RESULT)
+        check_tensor(calls["v"], (2, 4, 8), [0.93016, -0.6989, -1.48309, -1.68216, -1.7067,
+                                             0.81804], "the values are made of the words, by `v`")
+        check_result(found, [1.45042, 3.26163, 2.75018, 0.01663, 0.75572, 1.59022])
 
 
 EMBEDDED = torch.ones(1, 32), "words"  # the emb and words that every block should get
 
 
-class Adds(nn.Module):
-    """A block that adds a number, and checks how it is called."""
+class Stage(nn.Module):
+    """Stands in for a block: it records its input, and adds a number to the first channel."""
 
     def __init__(self, number):
         super().__init__()
-        self.number = number
+        self.number, self.given = number, None
 
     def forward(self, x, emb, words):
-        check(emb is EMBEDDED[0] and words is EMBEDDED[1], "every block is called with (h, emb, "
+        check(emb is EMBEDDED[0] and words is EMBEDDED[1], "every block is called with (x, emb, "
               "words), in this order")
-        return x + self.number
+        self.given = x[0, :, 0, 0].tolist()
+        return x[:, :1] + self.number
 
 
 class TestRest:
@@ -258,8 +248,8 @@ class TestRest:
 
     def run(self):
         encoder = unet.Encoder(1, 8, (1, 2), 1, 1)
-        encoder.stages = nn.ModuleList([Adds(1), Adds(10), Adds(100)])
-        encoder.middle = Adds(1000)
+        encoder.stages = nn.ModuleList(map(Stage, (1, 10, 100)))
+        encoder.middle = Stage(1000)
         result = encoder.rest(torch.zeros(1, 1, 1, 1), *EMBEDDED)
         check(isinstance(result, tuple) and len(result) == 2, "two things are returned: the list "
               "of skips, and then the middle")
@@ -279,31 +269,22 @@ class TestRest:
         check(self.run()[1] == 1111, "the middle block runs once, on the last stage's result")
 
 
-class Records(nn.Module):
-    """A decoder stage that records its input, and returns the first channel plus 1."""
-
-    def forward(self, x, emb, words):
-        check(emb is EMBEDDED[0] and words is EMBEDDED[1], "every stage is called with (h and "
-              "skip, emb, words), in this order")
-        check(x.shape == (1, 2, 2, 3), "h and skip are put side by side as channels")
-        self.given = x[0, :, 0, 0].tolist()
-        return x[:, :1] + 1
-
-
 class TestDecoder:
     """8. Decoder.forward"""
 
     def run(self):
         """Return what each of three stages was given, as (h, skip), and the final image."""
         decoder = unet.Decoder(1, [8, 8, 8], 8, (1,), 2, 1)
-        decoder.stages = nn.ModuleList([Records(), Records(), Records()])
+        decoder.stages = nn.ModuleList(map(Stage, (1, 1, 1)))
         decoder.norm_out = decoder.conv_out = nn.Identity()
         skips = [torch.full((1, 1, 2, 3), value) for value in (10.0, 20.0, 30.0)]
         image = decoder(skips, torch.full((1, 1, 2, 3), 5.0), *EMBEDDED)
         check([skip.mean().item() for skip in skips] == [10.0, 20.0, 30.0],
               "the list of skips belongs to the caller and must not change")
-        check(all(hasattr(stage, "given") for stage in decoder.stages), "every stage runs once")
-        return [stage.given for stage in decoder.stages], image
+        given = [stage.given for stage in decoder.stages]
+        check(all(given), "every stage runs once")
+        check(all(len(pair) == 2 for pair in given), "h and skip are put side by side as channels")
+        return given, image
 
     @POINTS(2)
     def test_the_order_of_the_skips(self):
