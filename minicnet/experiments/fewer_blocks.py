@@ -6,8 +6,8 @@ from minicnet.experiments.claim import BASE, REAL, Arm, Better, Claim, Fit, Head
 from minicnet.experiments.networks import FirstBlocks, MiddleOnly
 
 CLAIM = Claim(
-    short="A copy of the whole encoder follows conditions better than fewer blocks, or than the "
-          "middle's residual alone",
+    short="A copy of the whole encoder follows conditions better than fewer blocks or the middle "
+          "alone",
     quote="By default, only_mid_control is False. When it is True [...] This can be helpful when "
           "your computation power is limited and want to speed up the training, or when you want "
           "to facilitate the \"global\" context learning.",

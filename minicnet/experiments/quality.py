@@ -8,8 +8,8 @@ from minicnet.experiments.claim import Better, Claim, Headroom, main
 from minicnet.experiments.reconstruction import ARMS
 
 CLAIM = Claim(
-    short="Images from masks are better than with ControlNet-lite or from scratch, and follow the "
-          "prompt as well as the base's",
+    short="Images from masks are better than ControlNet-lite's or from scratch, and follow the "
+          "prompt",
     quote="Evaluation for image generation conditioned by semantic segmentation. We report FID, "
           "CLIP text-image score, and CLIP aesthetic scores for our method and other baselines.",
     source="Table 3", whose="the paper", dated="2026-11-29",
