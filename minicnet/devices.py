@@ -40,7 +40,7 @@ def has_fast_bf16(device):
 
     CPUs with AMX are faster in bf16, and so are CPUs with full-width AVX512 units, such as AMD's
     Zen 5. Zen 4 has the same bf16 instructions, but is faster in float32. We tell the two apart by
-    vp2intersect, which only Zen 5 has.
+    vp2intersect, which only Zen 5 of the two has.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

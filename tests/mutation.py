@@ -12,7 +12,6 @@ of the command leaves the others free.
 import ast
 import contextlib
 import os
-import resource
 import shutil
 import sys
 import tempfile
@@ -124,6 +123,7 @@ def start_testing(file, text):
         (Path(folder) / file).write_text(text)
         os.chdir(folder)
         sys.path.insert(0, folder)
+        import resource  # not above, because the tests of assignments use this file on Windows, too
         resource.setrlimit(resource.RLIMIT_CPU, (PATIENCE, PATIENCE))
         with open(os.devnull, "w") as nowhere, \
                 contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):

@@ -108,6 +108,8 @@ ROOM = {"strict_f1": Headroom("base", "real", bad="base"),
     ([better(measure="frechet")], "cannot tell", "", dict(good=2.0, poor=3.0, base=1.5)),
     ([OPEN, better(), WORSE], "mixed", "", {}),  # an open test that could not change the verdict
     ([OPEN, better()], "cannot tell", "", {}),
+    ([better(), Better("poor", "good", "strict_f1", side=True)], "mixed", "", {}),
+    ([WORSE, Better("good", "poor", "strict_f1", side=True)], "not reproduced", "", {}),
 ])
 def test_verdicts_follow_from_declared_tests_and_from_the_headroom_of_a_measure(
         tests, verdict, why, means):
@@ -140,7 +142,8 @@ def test_every_claim_names_arms_and_measures_that_exist_and_says_whose_it_is_and
 
 def test_every_claim_has_a_place_in_the_list():
     folder = Path(lab.__file__).parent
-    files = {path.stem for path in folder.glob("*.py") if "CLAIM = Claim(" in path.read_text()}
+    files = {path.stem for path in folder.glob("*.py")
+             if "CLAIM = Claim(" in path.read_text(encoding="utf-8")}
     assert files == set(every.NAMES)
 
 
@@ -276,7 +279,7 @@ def test_every_claim_runs(small, weights, name, monkeypatch):
     args = lab.parser("").parse_args(
         ["--quick", "--deciding", "--device", "cpu", "--out", str(out)])
     lab.run(args, name)
-    result = json.loads((out / f"{name}.json").read_text())
+    result = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
     assert list(result["testbeds"]) == [" ".join(claim.testbeds[0])]
     assert (out / f"{name}.png").stat().st_size > 10_000
     assert f"## {name}: " in page.section(name, claim, result)
@@ -321,15 +324,15 @@ def test_the_pages_show_what_is_measured_and_keep_testbeds_that_were_measured_be
     write_json(tmp_path / "one.json", result(digits="now", coloured="earlier"))
     write_json(tmp_path / page.RESULTS / "one.json", result(digits="now", coloured="now"))
     (tmp_path / "one.png").write_bytes(b"")
-    (tmp_path / "README.md").write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
+    (tmp_path / "README.md").write_bytes(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n".encode())
     page.publish(tmp_path, ["one", "other"])
-    text = (tmp_path / "minicnet" / "experiments" / "README.md").read_text()
+    text = (tmp_path / "minicnet" / "experiments" / "README.md").read_text(encoding="utf-8")
     for part in ("## one: reproduced", "(paper: 0.7)", "± ", "Elsewhere: coloured muon: reproduced",
                  "*good* is higher than *poor*. The difference is +0.100",
                  "### other: not measured yet", "at least 0.06 higher",
                  "| of the paper | 1 | 0 | 0 | 0 | 1 |"):
         assert part in text
-    readme = (tmp_path / "README.md").read_text()
+    readme = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "Of 2 claims, 1 are measured on the present networks: 1 reproduced" in readme
     assert (tmp_path / page.RESULTS / "one.png").exists()
 

@@ -94,7 +94,8 @@ def test_a_notebook_is_kept_with_the_outputs_of_one_run_in_order(path):
     outputs = [output for cell in cells for output in cell.outputs]
     assert outputs and not any(output.output_type == "error" for output in outputs)
     assert not any("execution" in cell.metadata for cell in cells), "the times of a run"
-    assert not re.search(r"/(home|root|tmp|work|Users)/", path.read_text()), "an absolute path"
+    assert not re.search(r"/(home|root|tmp|work|Users)/", path.read_text(encoding="utf-8")), (
+        "an absolute path")
     assert path.stat().st_size < 800_000
 
 

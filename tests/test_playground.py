@@ -33,7 +33,8 @@ needs_node = pytest.mark.skipif(not NODE, reason="there is no node here")
 
 def javascript(script, **data):
     """Run a script after the network's files, with `data` at hand. Returns what it returns."""
-    files = [(page.HERE / f"{name}.js").read_text() for name in (*page.NETWORK, "files")]
+    files = [(page.HERE / f"{name}.js").read_text(encoding="utf-8")
+             for name in (*page.NETWORK, "files")]
     program = "\n".join(files) + f"""
         const fs = require("fs"), data = JSON.parse(fs.readFileSync(0));
         (async () => {{ {script} }})().then((result) => {{

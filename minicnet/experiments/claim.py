@@ -265,7 +265,8 @@ class Claim:
                 else found)
         obstacle = test.measure in self.headroom and self._obstacle(test.measure, tables)
         holds = None if obstacle else test.holds(lead)
-        why = {True: "holds", False: "fails", None: obstacle or "the interval allows both"}[holds]
+        unclear = obstacle or "the interval does not decide"
+        why = {True: "holds", False: "fails", None: unclear}[holds]
         return Outcome(test, found, holds, why)
 
     def _obstacle(self, measure, tables):
@@ -280,7 +281,7 @@ class Claim:
         lead = interval(*(sign * value(tables, name, measure) for name in (best, room.bad)))
         if lead.low <= 0:  # the best arm may be the bad one itself
             return ("this measure does not tell the known-bad arm, "
-                    f"“{self.titles[room.bad]}”, from the best one")
+                    f'"{self.titles[room.bad]}", from the best one')
         if room.ceiling is None:
             return None
         floor, ceiling, found = (np.mean(value(tables, name, measure))

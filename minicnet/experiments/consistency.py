@@ -83,8 +83,9 @@ CLAIM = Claim(
     headroom={"moved_error": Headroom("base", "real", bad="base"),
               "label": Headroom("base", "real", bad="base")},
     measures=("colours_missed", "frechet"),
-    amendments=("the test of labels counted like the other one, and made the verdict mixed. It "
-                "asks only that nothing gets worse, so it is a side condition now.",),
+    amendments=("on 2026-11-30, after a measurement whose verdict was mixed. The test of labels "
+                "counted like the other one. It asks only that nothing gets worse, so it is a side "
+                "condition now.",),
     why="Averages over a grid are linear in x_0, so this consistency loss is the usual error seen "
         "through a coarse grid. That paper's conditions are found by networks, which add what "
         "they know.",

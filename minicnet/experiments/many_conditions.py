@@ -60,7 +60,8 @@ CLAIM = Claim(
     headroom={"strict_f1": Headroom("base", "real", bad="base"),
               "colours_missed": Headroom("base", "real", bad="contrary")},
     measures=("frechet",),
-    why="Needless is not best: at strength 1.5 both conditions are followed more closely. Edges, "
+    why="Weights are not needed, but at strength 1.5 both "
+        "conditions are followed more closely. Edges, "
         "colours and depth are made of the same image and agree. Conditions that contradict one "
         "another may need weights.",
 )

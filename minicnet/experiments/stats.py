@@ -22,7 +22,7 @@ NORMAL = 1.960  # the same quantile of the normal distribution
 
 
 class Interval(NamedTuple):
-    """A difference and its interval. As text: "+0.012 (+0.003 to +0.021)"."""
+    """A difference and its interval. As text: "+0.0120 (+0.0030 to +0.0210)"."""
 
     by: float
     low: float
@@ -38,7 +38,7 @@ def decimals(size):
     return 3 if size >= 0.1 or not size else 4 if size >= 0.01 else 5
 
 
-@functools.cache
+@functools.lru_cache(4)  # because a table of many images needs much memory
 def resamples(T, I):
     """Return the weights (RESAMPLES, T) of trainings and (RESAMPLES, I) of images in resamples."""
     generator = np.random.default_rng(0)

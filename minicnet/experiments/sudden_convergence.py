@@ -89,10 +89,11 @@ CLAIM = Claim(
            Better("zero", 2.0, "worst", side=True)),
     headroom={"abruptness": Headroom("finetuned", None, bad="finetuned")},
     measures=("onset", *CURVES.values()), images=64, picture=picture,
-    amendments=("the first measurement on digits, mixed, showed that the width of the rise cannot "
-                "tell what is abrupt. It counts the slow refinement after the jump, which goes on "
-                "to the end of the training. Fine-tuning is therefore named as the arm that this "
-                "measure must find worse, and good images on the way are a side condition.",),
+    amendments=("on 2026-11-30, after a measurement whose verdict was mixed. It showed that the "
+                "width of the rise cannot tell what is abrupt, because it counts the slow "
+                "refinement after the jump, which goes on to the end of the training. Fine-tuning "
+                "is therefore named as the arm that this measure must find worse, and good images "
+                "on the way are a side condition.",),
     why="An evaluation is made every sixteenth step under AdamW. Gaussian convolutions and "
         "ControlNeXt do not start from the base's images, and their highest Frechet distance is "
         "counted from where they start, not from the base. "

@@ -28,8 +28,9 @@ CLAIM = Claim(
     tests=(Better("edges", "half", "strict_f1", by=0.02),
            Better("mask", "half", "strict_f1", by=0.02)),
     headroom={"strict_f1": Headroom("base", "real", bad="base")}, measures=("frechet", "loss"),
-    why="The lead is as large as the smallest one that counts here. Scribbles, edges and masks "
-        "have one channel and are alike. A condition of another kind may not profit.",
+    why="The lead that was found is about as large as the lead that is asked for. Scribbles, "
+        "edges and masks have one channel and are alike. A condition of another kind may not "
+        "profit.",
 )
 
 if __name__ == "__main__":

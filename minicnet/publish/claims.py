@@ -17,7 +17,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from minicnet.checkpoints import write_atomically, write_json
 from minicnet.experiments import lab
-from minicnet.experiments.claim import spread, title
+from minicnet.experiments.claim import Same, spread, title
 from minicnet.experiments.measures import MEASURES
 from minicnet.figures import save_figure
 from minicnet.publish.report import update_readme
@@ -35,10 +35,11 @@ INTRODUCTION = """# The paper's claims, measured
 
 Most claims here are the paper's; others come from the authors' notes, from other papers, from users
 and from ourselves. Each has a file with the rule that decides it, written before it was measured on
-the networks of today. *Amended* marks what was changed after a first look, with the reason. There
+the networks of today; *Amended* marks what was changed after a first look, with the reason. There
 are four verdicts: *reproduced* (every test of the rule holds), *not reproduced* (every test fails),
-*mixed* (some hold and some fail), and *cannot tell*, where an interval allows both, or where a
-measure cannot tell good from bad. A side condition can spoil a claim, and supports none.
+*mixed* (some hold and some fail), and *cannot tell*, where an interval does not decide, or where a
+measure cannot tell good from bad. A side condition asks that nothing gets worse. It can make a
+claim mixed, but that it holds is no evidence for a claim whose other tests fail.
 `python -m minicnet.experiments.all` writes this page.
 
 How to read the tables. Every arm starts from a base that comes with the repository. A value is the
@@ -103,18 +104,26 @@ def answer(claim, result):
     ours, theirs = (title(arm, italic(claim)) for arm in (test.ours, test.theirs))
     sentence = (f"{name[0].upper()}{name[1:]}: {ours} is "
                 f"{'lower' if found.by < 0 else 'higher'} than {theirs}. The difference is {found}")
-    return f"{sentence}, but {outcome.why}." if outcome.holds is None else f"{sentence}."
+    if isinstance(test, Same):
+        sentence += f", where up to ±{test.within:g} is allowed"
+    elif test.by:
+        sentence += (f", where at least {test.by:g} better is asked for" if test.by > 0 else
+                     f", where up to {-test.by:g} worse is allowed")
+    return f"{sentence}; {outcome.why}." if outcome.holds is None else f"{sentence}."
 
 
 def tally(verdict, outcomes):
     """Return how many tests of a rule hold, fail and are open, to stand before the answer."""
     if len(outcomes) == 1:
         return ""
-    found = Counter(outcome.holds for outcome in outcomes)
+    found = Counter(outcome.holds for outcome in outcomes if not outcome.test.side)
     counts = ", ".join(f"{found[holds]} {words[found[holds] > 1]}"
                        for holds, words in HOLDS.items() if found[holds])
+    counts += "".join(f", and a side condition {HOLDS[outcome.holds][0]}"
+                      for outcome in outcomes if outcome.test.side)
     shown = {"reproduced": "The first", "cannot tell": "The first that is open"}
-    return f"Of {len(outcomes)} tests, {counts}. {shown.get(verdict, 'The first that fails')}: "
+    tests = f"{found.total()} test{'s' * (found.total() > 1)}"
+    return f"Of {tests}, {counts}. {shown.get(verdict, 'The first that fails')}: "
 
 
 def section(name, claim, result):

@@ -108,7 +108,7 @@ def outcome(item):
         return PASSED
     except pytest.fail.Exception as hint:
         return str(hint)
-    except BaseException as error:
+    except (Exception, SystemExit) as error:
         place = ""
         for frame in traceback.extract_tb(error.__traceback__):
             path = Path(frame.filename)
