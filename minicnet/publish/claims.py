@@ -251,11 +251,11 @@ def publish(out, names):
         loaded[name] = claim, read(claim, published)
     save_figure(matrix(loaded), ROOT / RESULTS / "matrix.png")
     sections = {name: section(name, *pair) for name, pair in loaded.items()}
-    measured = [sections[name] for name in names if loaded[name][1]]
+    measured, others = ([sections[name] for name in names if bool(loaded[name][1]) is yes]
+                        for yes in (True, False))
     parts = [INTRODUCTION.strip(), summary(loaded),
              f"![The verdict on each testbed](../../{RESULTS.as_posix()}/matrix.png)",
-             overview(loaded), *measured, "## Not measured yet",
-             *(sections[name] for name in names if not loaded[name][1])]
+             overview(loaded), *measured, *["## Not measured yet"] * bool(others), *others]
     page = ROOT / "minicnet" / "experiments" / "README.md"
     write_atomically(page, ("\n\n".join(parts) + "\n").encode())
     update_readme(ROOT / "README.md", BEGIN, END, front(loaded))
