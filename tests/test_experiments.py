@@ -345,3 +345,10 @@ def test_our_readme_shows_the_results_that_are_current():
     section = page.front(loaded)
     assert section in (page.ROOT / "README.md").read_text(encoding="utf-8"), (
         "the code or the weights have changed: python -m minicnet.experiments.all --readme")
+
+
+@pytest.mark.parametrize("by, text", [
+    (0.25, "+0.250 (+0.125 to +0.375)"), (0.0002, "+0.00020 (+0.00010 to +0.00030)"),
+    (-0.02, "-0.0200 (-0.0300 to -0.0100)")])
+def test_a_small_difference_is_printed_with_more_decimals(by, text):
+    assert str(stats.Interval(by, *sorted((0.5 * by, 1.5 * by)))) == text

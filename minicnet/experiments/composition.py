@@ -71,8 +71,8 @@ CLAIM = Claim(
     measures=("strict_f1",), images=480,
     amendments=("the arm known to be bad was the one without guidance. It shows colours as well as "
                 "the others, so nothing could be told. Now it ignores its prompt.",),
-    why="Nearly every prompt is drawn right, so a smaller loss than the rule names could not be "
-        "seen. Three words say nearly all that a picture here can be, and training shows nine "
+    why="Nearly every prompt is drawn right, so there is little room in which the two could "
+        "differ. Three words say nearly all that a picture here can be, and training shows nine "
         "tenths of their combinations. Prompts of an open vocabulary may compose less surely.",
 )
 

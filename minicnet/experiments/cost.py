@@ -103,7 +103,7 @@ CLAIM = Claim(
     headroom={},
     measures=("arithmetic", "predicted", "forward", "forward_predicted", "fraction"),
     paper={("control", "time"): "1.34", ("control", "memory"): "1.23"},
-    why="The paper measured an A100, and we a CPU, on which times follow arithmetic less closely. "
+    why="The paper measured an A100, and we a CPU. "
         "The paper does not say what its baseline trains. Against training all of the base, the "
         "arithmetic predicts less than 1 for Stable Diffusion, too, where s is about 0.32. For "
         "running forward it predicts 1.32, which is near the paper's number.",

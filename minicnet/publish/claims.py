@@ -48,8 +48,8 @@ their seed. An interval stands in brackets after its difference. It resamples tr
 and aims at 95%. In simulations it holds the true difference in 95 to 100 of 100 experiments with
 three trainings. With a single training, it speaks of other images, and not of another training. A
 test holds or fails only if the interval leaves no doubt, so a difference that fails to reach what
-the rule asks may still be an interval around 0. The Frechet distance is freed of most of its
-dependence on the number of images (by a jackknife). It may therefore be negative, and compares only
+the rule asks may still be an interval around 0. The Frechet distance is corrected for the number of
+images (by a jackknife), though not perfectly. It may therefore be negative, and compares only
 within a table.
 
 The first testbed of a claim is the closest to its source, and decides. The others show how far the
