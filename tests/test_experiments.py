@@ -41,7 +41,7 @@ def coverage(T, training_spread, I=48, repeats=60):
     return hits / repeats
 
 
-@pytest.mark.parametrize("T", [3, 5])
+@pytest.mark.parametrize("T", [3, 6])
 @pytest.mark.parametrize("training_spread", [0, 0.6])
 def test_an_interval_over_trainings_and_images_holds_the_true_difference(T, training_spread):
     assert coverage(T, training_spread) >= 0.92

@@ -38,9 +38,12 @@ CLAIM = Claim(
     headroom={"strict_f1": Headroom("base", "real", bad="weak"),
               "frechet": Headroom("overdone", None, bad="overdone")},
     measures=("parameters", "label"),
+    trainings=6,
     amendments=("the arm known to be bad was the base alone. Its photographs look no worse than "
                 "those with control, so the Frechet distance could tell nothing. Now it is a "
-                "control at strength 3, far beyond the strength of its training.",),
+                "control at strength 3, far beyond the strength of its training.",
+                "on 2026-11-30, after a measurement with three trainings, whose intervals left a "
+                "test open. There are six now."),
     why="The authors of T2I-Adapter do not claim that it equals ControlNet. Theirs adds to the "
         "features that the encoder goes on with; ours adds to what the decoder reads.",
 )

@@ -43,6 +43,9 @@ CLAIM = Claim(
     + tuple(Better(f"{style} control", f"{style} alone", "frechet", by=-1.0) for style in JUDGED),
     headroom={"strict_f1": Headroom("own alone", "real", bad="inverted control")},
     measures=("label",),
+    trainings=5,
+    amendments=("on 2026-11-30, after a measurement with three trainings, whose intervals left a "
+                "test open. There are five now.",),
     why="Our new bases were trained on for a few hundred steps, and the community's by others and "
         "for longer. Stable Diffusion's encoder reads latents, where a style changes less than in "
         "pixels.",

@@ -27,8 +27,8 @@ CLAIM = Claim(
     quote="When zero convolutions are replaced, the performance of ControlNet drops to about the "
           "same as ControlNet-lite, indicating that the pretrained backbone of the trainable copy "
           "is destroyed during finetuning (Figure 8b).",
-    source="section 4.2", whose="the paper", dated="2026-11-29",
-    testbeds=(("cifar10", "adamw"), ("cifar10", "muon"), ("digits", "adamw"), ("digits", "muon")),
+    source="section 4.2", whose="the paper", dated="2026-11-30",
+    testbeds=(("digits", "adamw"), ("cifar10", "adamw"), ("digits", "muon"), ("cifar10", "muon")),
     arms={
         "base": UNTOLD,
         "zero": Arm("zero convolutions", (ZERO,), prompt="none"),
@@ -51,6 +51,12 @@ CLAIM = Claim(
     headroom={"strict_f1": Headroom("base", "real", bad="weak"),
               "label": Headroom("base", "real", bad="weak")},
     measures=("frechet",),
+    trainings=6,
+    amendments=("on 2026-11-30, after three trainings on CIFAR-10 and three on digits, of which "
+                "neither could tell. CIFAR-10 decided. After 400 steps and without a prompt, its "
+                "images show the label hardly more often than the base's, whatever the arm, so "
+                "digits decide. There are six trainings instead of three, because the intervals "
+                "of three are wide.",),
     why="The paper's base has 860 million parameters and was trained on billions of images. The "
         "less a base knows, the less there is to protect. Its main text does not give the scale "
         "of the Gaussian weights, so we try three.",
