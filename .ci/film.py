@@ -27,7 +27,7 @@ def animation(page):
 
     def shoot(milliseconds):
         bottom = page.run("$('status').style.visibility = 'hidden', "
-                          "$('draw-card').getBoundingClientRect().bottom")
+                          "$('prompt').getBoundingClientRect().bottom + 14")
         shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
         shot = shot.crop((50, 100, 1230, round(bottom)))
         size = 826, round(0.7 * shot.height)
@@ -61,11 +61,11 @@ def animation(page):
 
 
 def save_animation(frames, path):
-    """Save frames as a GIF whose palette suits the frames that stay longest."""
-    ends = [image for image, milliseconds in frames if milliseconds > 1000]
-    sheet = Image.new("RGB", (ends[0].width, sum(image.height for image in ends)))
-    for k, image in enumerate(ends):
-        sheet.paste(image, (0, k * ends[0].height))
+    """Save frames as a GIF, with one palette that suits a frame in six."""
+    some = [image for image, _ in frames[::6]]
+    sheet = Image.new("RGB", (some[0].width, sum(image.height for image in some)))
+    for k, image in enumerate(some):
+        sheet.paste(image, (0, k * some[0].height))
     palette = sheet.quantize(200, kmeans=1)
     first, *others = (image.quantize(palette=palette, dither=Image.Dither.NONE)
                       for image, _ in frames)
@@ -79,5 +79,5 @@ if __name__ == "__main__":
         out = Path(root, "page.html")
         models = ["--models", "digits", "coloured", "--export", str(out)]
         playground.main(playground.parse_arguments(models))
-        tab.open(out.as_uri())
+        tab.open(out.as_uri(), height=1000)
         save_animation(animation(tab), Path(sys.argv[1]) if sys.argv[1:] else GIF)
