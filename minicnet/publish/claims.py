@@ -84,11 +84,9 @@ def verdicts(claim, result):
     return {testbed: claim.judge(found["arms"])[0] for testbed, found in result["testbeds"].items()}
 
 
-def deciding(claim, result):
-    """Return the verdict and the outcome that decided it: the first that does not hold, if any."""
-    verdict, outcomes = claim.judge(next(iter(result["testbeds"].values()))["arms"])
-    wanted = {"reproduced": True, "cannot tell": None}.get(verdict, False)
-    return verdict, next(outcome for outcome in outcomes if outcome.holds is wanted)
+def decided(claim, result):
+    """Return the verdict on the testbed that decides, and the outcomes of the rule's tests."""
+    return claim.judge(next(iter(result["testbeds"].values()))["arms"])
 
 
 def italic(claim):
@@ -97,33 +95,32 @@ def italic(claim):
 
 
 def answer(claim, result):
-    """Return the number that decided the verdict, as a sentence."""
-    verdict, outcome = deciding(claim, result)
-    test, found = outcome.test, outcome.difference
-    name = MEASURES[test.measure].title
+    """Return what the rule's tests found, and the number that decided, as sentences."""
+    verdict, outcomes = decided(claim, result)
+    wanted = {"reproduced": True, "cannot tell": None}.get(verdict, False)
+    (test, found, holds, why), *more = (one for one in outcomes if one.holds is wanted)
     ours, theirs = (title(arm, italic(claim)) for arm in (test.ours, test.theirs))
-    sentence = (f"{name[0].upper()}{name[1:]}: {ours} is "
-                f"{'lower' if found.by < 0 else 'higher'} than {theirs}. The difference is {found}")
+    asked = ""
     if isinstance(test, Same):
-        sentence += f", where up to ±{test.within:g} is allowed"
+        asked = f", where up to ±{test.within:g} is allowed"
     elif test.by:
-        sentence += (f", where at least {test.by:g} better is asked for" if test.by > 0 else
-                     f", where up to {-test.by:g} worse is allowed")
-    return f"{sentence}; {outcome.why}." if outcome.holds is None else f"{sentence}."
+        asked = (f", where at least {test.by:g} better is asked for" if test.by > 0 else
+                 f", where up to {-test.by:g} worse is allowed")
+    which = f"The {'first' if more else 'one'} that {HOLDS[holds][0]}"
+    unclear = f", but {why}" if holds is None else ""
+    return (f"{tally(outcomes)} {which} compares {ours} with {theirs} in "
+            f"{MEASURES[test.measure].title}: the difference is {found}{asked}{unclear}.")
 
 
-def tally(verdict, outcomes):
-    """Return how many tests of a rule hold, fail and are open, to stand before the answer."""
-    if len(outcomes) == 1:
-        return ""
+def tally(outcomes):
+    """Return how many tests of a rule hold, fail and are open, as a sentence."""
     found = Counter(outcome.holds for outcome in outcomes if not outcome.test.side)
-    counts = ", ".join(f"{found[holds]} {words[found[holds] > 1]}"
-                       for holds, words in HOLDS.items() if found[holds])
-    counts += "".join(f", and a side condition {HOLDS[outcome.holds][0]}"
-                      for outcome in outcomes if outcome.test.side)
-    shown = {"reproduced": "The first", "cannot tell": "The first that is open"}
-    tests = f"{found.total()} test{'s' * (found.total() > 1)}"
-    return f"Of {tests}, {counts}. {shown.get(verdict, 'The first that fails')}: "
+    total = found.total()
+    counts = [f"{found[holds]} {words[found[holds] > 1]}" for holds, words in HOLDS.items()
+              if found[holds]]
+    side = "".join(f", and a side condition {HOLDS[outcome.holds][0]}" for outcome in outcomes
+                   if outcome.test.side)
+    return f"Of {total} test{'s' * (total > 1)}, {' and '.join(counts)}{side}."
 
 
 def section(name, claim, result):
@@ -135,15 +132,14 @@ def section(name, claim, result):
         return "\n\n".join([f"### {name}: not measured yet", *rule,
                             f"The rule of {claim.dated}:", tests, command])
     testbed, found = next(iter(result["testbeds"].items()))
-    verdict, outcomes = claim.judge(found["arms"])
-    said = f"**{verdict.capitalize()}.** {tally(verdict, outcomes)}{answer(claim, result)}"
+    verdict, outcomes = decided(claim, result)
     elsewhere = ", ".join(f"{place}: {word}" for place, word in verdicts(claim, result).items()
                           if place != testbed)
     trained = any(arm.trained for arm in claim.arms.values())
     trainings = f"{claim.trainings} trainings" if trained else "the shipped networks"
     seconds = sum(one["seconds"] for one in result["testbeds"].values())
     return "\n\n".join([
-        f"## {name}: {verdict}", *rule, said, table(claim, found["arms"]),
+        f"## {name}: {verdict}", *rule, answer(claim, result), table(claim, found["arms"]),
         f"The rule of {claim.dated}, on {testbed} ({trainings}, {claim.images} images):",
         rule_table(claim, outcomes), *(f"Amended: {reason}" for reason in claim.amendments),
         *([f"Elsewhere: {elsewhere}."] if elsewhere else []),
@@ -182,7 +178,7 @@ def summary(loaded):
     lines = ["| claims | reproduced | mixed | not reproduced | cannot tell | not measured yet |",
              "|---|---|---|---|---|---|"]
     for whose, words in WHOSE.items():
-        found = Counter(deciding(claim, result)[0] if result else "not measured yet"
+        found = Counter(decided(claim, result)[0] if result else "not measured yet"
                         for claim, result in loaded.values() if claim.whose == whose)
         counts = " | ".join(str(found[word]) for word in (*VERDICTS, "not measured yet"))
         lines.append(f"| {words} | {counts} |")
@@ -194,16 +190,16 @@ def overview(loaded):
     lines = ["| claim | verdict | what decided |", "|---|---|---|"]
     for name, (claim, result) in loaded.items():
         if result:
-            verdict, outcomes = claim.judge(next(iter(result["testbeds"].values()))["arms"])
+            verdict = decided(claim, result)[0]
             place = f"#{name}-{verdict.replace(' ', '-')}"
             lines.append(f"| [{claim.short}]({place}) ({claim.source}) | {verdict} | "
-                         f"{tally(verdict, outcomes)}{answer(claim, result)} |")
+                         f"{answer(claim, result)} |")
     return "\n".join(lines)
 
 
 def front(loaded):
     """Return the section of the main README: the chart, and how many claims it shows."""
-    found = Counter(deciding(claim, result)[0] for claim, result in loaded.values() if result)
+    found = Counter(decided(claim, result)[0] for claim, result in loaded.values() if result)
     counts = ", ".join(f"{found[verdict]} {verdict}" for verdict in VERDICTS)
     return (f"[![The verdict on each claim, by testbed]({RESULTS.as_posix()}/matrix.png)]"
             f"(minicnet/experiments/README.md)\n\n*Of {len(loaded)} claims, {found.total()} are "
