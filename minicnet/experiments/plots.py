@@ -21,7 +21,7 @@ def usual(claim, result):
     groups = {}
     for outcome in claim.judge(found["arms"])[1]:
         groups.setdefault(outcome.test.measure, []).append(outcome)
-    heights = [0.5 * len(claim.tests) + 0.6 * len(groups), 0.5 * len(samples) + 0.4]
+    heights = [0.5 * len(claim.tests) + 0.6 * len(groups), 0.7 * len(samples) + 0.4]
     fig = Figure(figsize=(10, sum(heights)), layout="constrained")
     top, bottom = fig.subfigures(2, 1, height_ratios=heights)
     axes = top.subplots(len(groups), 1, squeeze=False,
@@ -63,6 +63,7 @@ def sheet(ax, arms, heading):
     lines = [decoded(samples) for samples in arms.values()]
     count = min(len(line) for line in lines)
     show_images(ax, torch.stack([line[:count] for line in lines]), arms)
+    ax.set_anchor("E")  # what is left of the width goes to the names of the arms
     ax.set_title(heading, fontsize=10)
 
 
