@@ -45,12 +45,12 @@ claim mixed, but that it holds is no evidence for a claim whose other tests fail
 How to read the tables. Every arm starts from a base that comes with the repository. A value is the
 mean over images and trainings, and ± is its standard deviation over trainings, which differ in
 their seed. An interval stands in brackets after its difference. It resamples trainings and images,
-and aims at 95%. In simulations it holds the true difference in 95 to 100 of 100 experiments with
-three trainings. With a single training, it speaks of other images, and not of another training. A
-test holds or fails only if the interval leaves no doubt, so a difference that fails to reach what
-the rule asks may still be an interval around 0. The Frechet distance is corrected for the number of
-images (by a jackknife), though not perfectly. It may therefore be negative, and compares only
-within a table.
+and aims at 95%: in simulated experiments with three to six trainings, 94 to 100 of 100 intervals
+hold the true difference. With a single training, it speaks of other images, and not of another
+training. A test holds or fails only if the interval leaves no doubt, so a difference that fails to
+reach what the rule asks may still be an interval around 0. The Frechet distance is corrected for
+the number of images (by a jackknife), though not perfectly. It may therefore be negative, and
+compares only within a table.
 
 The first testbed of a claim is the closest to its source, and decides. The others show how far the
 claim reaches, as far as they are measured; an empty field of the chart is not measured. *adamw*
