@@ -35,8 +35,8 @@ CLAIM = Claim(
                 "images show the label hardly more often than the base's, whatever the arm, so "
                 "digits decide. There are six trainings instead of three, because the intervals "
                 "of three are wide.",),
-    why="Our bases have seen 60,000 images and not billions, so a copy has less to bring. A longer "
-        "training would let the random encoder catch up.",
+    why="Our bases have seen 60,000 images and not billions, so a copy has less to bring. In a "
+        "longer training the random encoder may catch up.",
 )
 
 if __name__ == "__main__":
