@@ -102,8 +102,9 @@ CLAIM = Claim(
                 "images on the way became a side condition.",
                 "on 2026-11-30, after three trainings. The jump replaces the width. It was chosen "
                 "with the curves of these three before our eyes, so the second three are the ones "
-                "that can refute it. The Frechet distance is counted from the base's, and was "
-                "counted from each arm's own start."),
+                "that can refute it. Alone, they have jumps of 0.27 to 0.34, and fine-tuning's are "
+                "0.19. The Frechet distance is counted from the base's, and was counted from each "
+                "arm's own start."),
     why="How long control needs to take hold depends on the optimizer: Muon's step has the same "
         "size whatever the gradient's, so a zero convolution jumps. The paper's example follows "
         "from step 6,133 on, at a rate a hundredth of ours.",
