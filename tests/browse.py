@@ -67,11 +67,6 @@ class Page:
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=url)
 
-    def press(self, key):
-        """Press a key, such as "ArrowRight" or " "."""
-        for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key)
-
     def mouse(self, kind, x, y):
         self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1,
                   buttons=int(kind != "mouseReleased"))

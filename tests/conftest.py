@@ -4,10 +4,14 @@ import minicnet  # noqa: F401  before torch, because it sets GOMP_SPINCOUNT  # i
 
 import pytest
 import torch
-from torch import nn
+from side_by_side import FILE, First, Second
 
 # Networks here are so small that a second thread would only wait for the first one.
 torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    config.pluginmanager.register((Second if FILE else First)(), "side by side")
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +30,7 @@ def randomised():
     def draw(module, std=0.2, seed=0):
         generator = torch.Generator().manual_seed(seed)
         for parameter in module.parameters():
-            nn.init.normal_(parameter, std=std, generator=generator)
+            torch.nn.init.normal_(parameter, std=std, generator=generator)
         return module
 
     return draw

@@ -134,8 +134,6 @@ def start_testing(file, text):
 
 def main(files):
     for file in files:
-        if file not in TESTS:
-            sys.exit(f"error: {file} is none of {', '.join(TESTS)}")
         source = (ROOT / file).read_text()
         if os.waitstatus_to_exitcode(os.waitpid(start_testing(file, source), 0)[1]):
             sys.exit(f"error: {file} does not pass its tests as it is")
@@ -152,8 +150,8 @@ def main(files):
             if not status:
                 survivors += 1
                 print("{}:{}: {}   ->   {}".format(file, *mutant), flush=True)
-        noticed = count - survivors
-        print(f"{file}: {noticed} of {count} noticed, {noticed / count:.1%}", flush=True)
+        print(f"{file}: {count - survivors} of {count} noticed, {1 - survivors / count:.1%}",
+              flush=True)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,7 @@ from make_student import ASSIGNMENTS, PLAN, find, find_leaks, make_tree  # noqa:
 from mutation import mutants  # noqa: E402
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="scored tests run apart on Linux")
-QUIET = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1",
-         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+QUIET = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
 RIGHT = {  # right solutions that are written differently from the library
     "a1": {

@@ -243,10 +243,3 @@ def test_what_a_kill_within_a_save_left_behind_is_removed_and_no_other_hidden_fi
     check_writable(tmp_path / "base.pt")
     open_run(tmp_path, FILES, resume=True)
     assert contents(tmp_path) == of_the_user
-
-
-def test_a_path_that_cannot_be_written_is_noticed_before_the_work(tmp_path):
-    (tmp_path / "note").write_bytes(b"a note")
-    with pytest.raises(UserError, match="cannot write"):
-        check_writable(tmp_path / "note" / "base.pt")
-    assert contents(tmp_path) == {"note": b"a note"}

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 
@@ -28,24 +29,20 @@ def test_a_number_beyond_its_bounds_is_refused_with_the_bounds(capsys, kind, bou
         assert capsys.readouterr().err.endswith(sentence)
 
 
-def raising(error):
-    raise error
-
-
 @pytest.mark.parametrize("error, sentence", [
     (UserError("the disk is full"), "error: the disk is full"),
     (OSError(36, "File name too long", "x"), "error: [Errno 36] File name too long: 'x'"),
     (KeyboardInterrupt(), "\nstopped: --resume goes on")])
 def test_what_the_user_can_mend_ends_the_program_with_one_sentence(error, sentence):
     with pytest.raises(SystemExit) as ended:
-        cli.run(raising, error, stopped="stopped: --resume goes on")
+        cli.run(Mock(side_effect=error), stopped="stopped: --resume goes on")
     assert ended.value.code == sentence  # on stderr, with exit status 1
 
 
 @pytest.mark.parametrize("error", [RuntimeError, RecursionError, KeyError, ValueError])
 def test_a_fault_of_the_program_keeps_its_traceback(error):
     with pytest.raises(error):
-        cli.run(raising, error("?"))
+        cli.run(Mock(side_effect=error("?")))
 
 
 def test_a_terminal_that_lacks_a_character_does_not_end_the_program(monkeypatch):

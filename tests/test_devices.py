@@ -4,7 +4,6 @@ import contextlib
 
 import pytest
 import torch
-from torch import nn
 
 from minicnet.devices import autocast, has_fast_bf16, pick_device, place
 from minicnet.errors import UserError
@@ -19,7 +18,7 @@ ZEN_5 = {"avx512_bf16": True, "avx512_vp2intersect": True}
 def test_a_cpu_trains_in_bf16_only_where_that_is_faster_and_else_in_channels_last(
         monkeypatch, capabilities, fast):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    cpu, net = torch.device("cpu"), nn.Conv2d(2, 2, 3)
+    cpu, net = torch.device("cpu"), torch.nn.Conv2d(2, 2, 3)
     assert has_fast_bf16(cpu) is fast and not has_fast_bf16(torch.device("mps"))
     with autocast(cpu):
         assert net(torch.zeros(1, 2, 3, 3)).dtype == (torch.bfloat16 if fast else torch.float32)

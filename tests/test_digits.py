@@ -3,11 +3,8 @@
 import pytest
 import torch
 
-from minicnet.data import digits
-from minicnet.data.digits import PATH_POINTS, describe_digits, draw_digits, spline
+from minicnet.data.digits import PATH_POINTS, describe_digits, draw_digits, paint
 from minicnet.words import DIGITS
-
-PIXELS = torch.arange(28) + 0.5
 
 
 @pytest.fixture(scope="module")
@@ -18,12 +15,6 @@ def drawn():
 @pytest.fixture(scope="module")
 def prompts():
     return describe_digits(6000, seed=0)[0]
-
-
-def path_of(hand_shape):
-    """Return the path (P, 2) of a hand shape, in the coordinates of its points."""
-    points, basis = spline(hand_shape)
-    return basis @ points * 4.5 + torch.tensor([3, 4.5])
 
 
 # -- What draw_digits promises ---------------------------------------------------------------------
@@ -65,7 +56,7 @@ def test_digits_are_framed_and_inked_as_those_of_mnist(drawn):
     longer = size.amax(0)
     assert 18.5 < longer.mean() < 20.5 and longer.max() <= 24  # MNIST: 20 pixels
     for along in 1, 2:
-        centre = ink.sum(along) @ PIXELS / ink.sum((1, 2))
+        centre = ink.sum(along) @ (torch.arange(28) + 0.5) / ink.sum((1, 2))
         assert (centre.mean() - 14.5).abs() < 0.3 and centre.std() < 1  # MNIST: 14.5
     inside = ink[:, 1:-1, 1:-1] > 0.5
     assert ((ink > 0.5).sum((1, 2)) > inside.sum((1, 2))).float().mean() < 0.02  # MNIST: 0.012
@@ -95,27 +86,6 @@ def test_prompts_name_the_digit_and_each_attribute_for_about_a_quarter(
         assert named[drawn[1] == digit].mean() == pytest.approx(fraction, abs=0.06)
 
 
-# -- Hand shapes -----------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("hand_shape, columns, rows", [
-    ("33 34 38", [3], []), ("00 06 06 66", [0], [6]), ("10 19 | 50 59", [1, 5], [])],
-    ids=["straight", "corner", "lifted"])
-def test_a_pen_s_path_is_straight_along_a_line_sharp_at_a_corner_and_absent_where_lifted(
-        hand_shape, columns, rows):
-    x, y = path_of(hand_shape).T
-    distances = [(x - column).abs() for column in columns] + [(y - row).abs() for row in rows]
-    nearest = torch.stack(distances).min(0)
-    assert nearest.values.max() < 1e-4
-    assert nearest.indices.bincount().tolist() == [PATH_POINTS // len(distances)] * len(distances)
-
-
-def test_a_pen_s_path_is_evenly_spaced_and_does_not_show_where_a_closed_one_began():
-    steps = path_of("40 21 04 07 29 48 65 62 40 21").diff(dim=0).norm(dim=1)
-    assert steps.max() < 1.25 * steps.min()
-    first, second = path_of("30 03 06 39 66 63 30").chunk(2)  # a half turn leaves it the same
-    assert (first + second - torch.tensor([6.0, 9.0])).abs().max() < 0.05
-
-
 # -- The brush -------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("radius", [0.8, 1.25, 2.0])
@@ -126,8 +96,8 @@ def test_a_line_has_the_radius_and_the_soft_edge_of_the_pen_however_dense_its_po
         radius, edge, heights, points):
     x = torch.linspace(4, 24, points // len(heights))  # with a lifted pen between two lines
     path = torch.cat([torch.stack([x, torch.full_like(x, y)], dim=-1) for y in heights])
-    image = digits.paint(path[None], torch.tensor([radius]), torch.tensor([edge]))[0]
-    distance = torch.stack([(PIXELS - y).abs() for y in heights]).amin(0)
+    image = paint(path[None], torch.tensor([radius]), torch.tensor([edge]))[0]
+    distance = torch.stack([(torch.arange(28) + 0.5 - y).abs() for y in heights]).amin(0)
     expected = (0.5 + (radius - distance) / edge).clamp(0, 1)
     assert torch.allclose(image[:, 8:20], expected[:, None].expand(-1, 12), atol=0.02)
     assert not image[:, :2].any() and not image[:, -2:].any()  # the lines end where they should

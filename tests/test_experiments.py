@@ -6,7 +6,6 @@ import importlib
 import json
 import sys
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -141,8 +140,7 @@ def test_every_claim_names_arms_and_measures_that_exist_and_says_whose_it_is_and
 
 
 def test_every_claim_has_a_place_in_the_list():
-    folder = Path(lab.__file__).parent
-    files = {path.stem for path in folder.glob("*.py")
+    files = {path.stem for path in (page.ROOT / "minicnet" / "experiments").glob("*.py")
              if "CLAIM = Claim(" in path.read_text(encoding="utf-8")}
     assert files == set(every.NAMES)
 
@@ -288,7 +286,7 @@ def test_every_claim_runs(small, weights, name, monkeypatch):
 # -- The page ----------------------------------------------------------------------------------
 
 
-CLAIM = make_claim(better(0.05), paper={("good", "strict_f1"): "0.7"},
+CLAIM = make_claim(better(0.05), paper={("good", "strict_f1"): "0.7"}, amendments=("on a day",),
                    testbeds=(("digits", "muon"), ("coloured", "muon")))
 
 
@@ -327,7 +325,8 @@ def test_the_pages_show_what_is_measured_and_keep_testbeds_that_were_measured_be
     (tmp_path / "README.md").write_bytes(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n".encode())
     page.publish(tmp_path, ["one", "other"])
     text = (tmp_path / "minicnet" / "experiments" / "README.md").read_text(encoding="utf-8")
-    for part in ("## one: reproduced", "(paper: 0.7)", "± ", "Elsewhere: coloured muon: reproduced",
+    for part in ("## one: reproduced", "(paper: 0.7)", "± ", "Amended: on a day",
+                 "Elsewhere: coloured muon: reproduced",
                  "compares *good* with *poor* in strict edge-F1: the difference is +0.100",
                  "### other: not measured yet", "at least 0.06 higher",
                  "| of the paper | 1 | 0 | 0 | 0 | 1 |"):

@@ -1,11 +1,8 @@
 """Picture files of every kind, and pictures as conditions."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from minicnet import pictures
@@ -45,7 +42,7 @@ def test_grey_values_of_every_type_become_0_to_1(tmp_path, name, white, dtype):
 
 
 @pytest.mark.parametrize("values, dtype", [
-    ([[0.5, math.nan]], np.float32), ([[0, math.inf]], np.float32), ([[-3, 1]], np.float32),
+    ([[0.5, np.nan]], np.float32), ([[0, np.inf]], np.float32), ([[-3, 1]], np.float32),
     ([[0, 70000]], np.int32), ([[-300, 0]], np.int32),
 ])
 def test_grey_values_that_are_no_brightness_are_refused(tmp_path, values, dtype):
@@ -136,7 +133,7 @@ def cross(size=16):
 @pytest.mark.parametrize("side", [8, 16, 500])
 def test_a_drawing_keeps_its_thin_lines_in_every_size_and_contrast(paper, ink, side):
     edges = condition_from_map(paper + (ink - paper) * cross(side), "canny", 1, (16, 16))
-    assert torch.equal(edges, F.adaptive_max_pool2d(cross(side), 16))
+    assert torch.equal(edges, torch.nn.functional.adaptive_max_pool2d(cross(side), 16))
 
 
 @pytest.mark.parametrize("name", ["mask", "scribble"])

@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import threading
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -318,15 +317,11 @@ def test_the_page_is_served_to_this_computer_alone(host, path, status):
         server.shutdown()
 
 
-def test_the_playground_opens_the_browser_and_prints_its_address(folders, monkeypatch, capsys):
+@pytest.mark.parametrize("flags, patience", [([], 10), (["--no-browser"], 0.5)])
+def test_the_playground_prints_its_address_and_opens_the_browser_unless_it_must_not(
+        folders, monkeypatch, capsys, flags, patience):
     opened = threading.Event()
     monkeypatch.setattr(page.webbrowser, "open", lambda url: opened.set())
-    monkeypatch.setattr(page.ThreadingHTTPServer, "serve_forever", lambda _: opened.wait(10))
-    page.main(page.parse_arguments(["--models", "--run", str(folders["gray"])]))
-    assert opened.is_set() and "http://127.0.0.1:" in capsys.readouterr().out
-
-
-def test_a_full_temporary_folder_is_named_and_its_reason_too(monkeypatch):
-    monkeypatch.setattr("os.fsync", Mock(side_effect=OSError(28, "No space left on device")))
-    with pytest.raises(UserError, match=r"cannot write .*index.html \(No space left on device\)"):
-        page.serving("<p>a page").__enter__()
+    monkeypatch.setattr(page.ThreadingHTTPServer, "serve_forever", lambda _: opened.wait(patience))
+    page.main(page.parse_arguments(["--models", "--run", str(folders["gray"]), *flags]))
+    assert opened.is_set() != bool(flags) and "http://127.0.0.1:" in capsys.readouterr().out

@@ -5,8 +5,14 @@ import itertools
 import pytest
 import torch
 
-from minicnet.data import prompts
-from minicnet.data.prompts import attributes, phrase, shorter, training_prompts, with_article
+from minicnet.data.prompts import (
+    ATTRIBUTES,
+    attributes,
+    phrase,
+    shorter,
+    training_prompts,
+    with_article,
+)
 from minicnet.words import LENGTH, tokenize
 
 FULL = "a red seven on navy paper"
@@ -26,7 +32,7 @@ def test_a_prompt_is_parsed_into_the_attributes_that_it_names(prompt, expected):
 @pytest.mark.parametrize("count", range(5))
 def test_parsing_undoes_composing(noun, count):
     for names in itertools.combinations(["stroke", "ink", "lean", "paper"], count):
-        named = noun | {name: prompts.ATTRIBUTES[name][-1] for name in names}
+        named = noun | {name: ATTRIBUTES[name][-1] for name in names}
         assert attributes(phrase(**named)) == named
 
 

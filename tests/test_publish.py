@@ -1,6 +1,5 @@
 """A maintainer's tools: weights are exported whole or not at all, and no number is typed."""
 
-import dataclasses
 import json
 
 import pytest
@@ -118,7 +117,7 @@ def test_a_readme_is_rewritten_between_the_marks_and_nowhere_else(tmp_path):
 
 @pytest.mark.parametrize("name, content", [
     ("nowhere.json", ""), *(("metrics.json", text) for text in (
-        "# é", "[1]", "{}", json.dumps({**dataclasses.asdict(results()), "base": {"1": {}}})))])
+        "# é", "[1]", "{}", json.dumps({**vars(results()), "base": {"1": {}}})))])
 def test_what_is_no_finished_run_is_refused(tmp_path, name, content):
     (tmp_path / "metrics.json").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=f"{name} is not the metrics.json of a finished run"):
@@ -136,7 +135,6 @@ def test_our_readme_and_the_page_of_all_results_hold_what_the_runs_measured():
 @pytest.mark.slow
 def test_the_strip_starts_from_one_noise_and_ends_in_two_images():
     edges, ways = (ax.images[0].get_array() for ax in strip().axes)
-    above, below = ways[1:29], ways[31:59]
-    assert (above[:, 1:29] == below[:, 1:29]).all()
-    assert abs(above[:, -29:-1] - below[:, -29:-1]).mean() > 0.05
+    apart = abs(ways[1:29] - ways[31:59])
+    assert apart[:, 1:29].max() == 0 and apart[:, -29:-1].mean() > 0.05
     assert edges[1:29].max() == 1 and edges[31:59, 1:29].max() == 0

@@ -118,7 +118,7 @@ def test_a_command_line_that_makes_no_sense_is_refused_with_the_usage(capsys, ar
     (["--prompt", "a a a a a a a a a"], "at most 8 words"),
     (["--out", "digit.txt"], "must end in .png"),
     (["--out", "{run}/folder.png"], "it is a folder"),
-    (["--out", "{run}/base.pt/out.png"], "cannot write"),
+    (["--out", "{run}/base.pt/out.png", "--base", "{run}/nowhere.pt"], "cannot write"),  # at once
     (["--out", "x" * 300 + ".png"], "cannot write"),
     (["--base", "{run}"], "Is a directory"),
     (["--base", "x" * 300], "File name too long"),

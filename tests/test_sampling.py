@@ -6,7 +6,6 @@ Everything is in float64, because the first step divides by a very small sqrt(al
 import oracles
 import pytest
 import torch
-from torch import nn
 
 from minicnet.controlnet import Conditioning
 from minicnet.sampling import generate, seeded_noise
@@ -15,7 +14,7 @@ from minicnet.words import tokenize
 
 @pytest.fixture(autouse=True)
 def float64(unet, nets):
-    nn.ModuleList([unet, *nets]).double()
+    torch.nn.ModuleList([unet, *nets]).double()
 
 
 def inputs(B=5, size=8):

@@ -1,6 +1,5 @@
 """Training a network of twenty numbers: its batches and steps, and runs stopped and resumed."""
 
-import copy
 import itertools
 import math
 import os
@@ -143,7 +142,7 @@ def test_training_a_control_changes_all_of_it_and_no_byte_of_the_base(
     """In float32 and in bf16, in which only the computing is done."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     net, before = ControlNet(unet), fingerprint(unet.state_dict())
-    fresh = copy.deepcopy(net.state_dict())
+    fresh = {name: weight.clone() for name, weight in net.state_dict().items()}
     trainer = Trainer(
         net, lambda net, x_0, prompt: controlled(unet, prompt, [(net, (x_0 > 0) * 1.0)]),
         IMAGES, PROMPTS, Recipe(8, 4), unet.schedule)
@@ -343,7 +342,7 @@ def seconds_of_trainings(count):
 
 @pytest.mark.slow
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two trainings would share one core")
-def test_a_training_beside_another_one_is_slower_but_not_starved():
+def test_a_training_beside_another_one_is_slower_but_not_starved(alone):
     """It takes about eight times as long on two free cores, and eighty times without this."""
     assert min(seconds_of_trainings(2) / seconds_of_trainings(1) for _ in range(2)) < 30
 

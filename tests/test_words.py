@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from minicnet.errors import UserError
 from minicnet.unet import UNet
@@ -58,8 +57,8 @@ def test_unknown_words_long_prompts_and_single_strings_are_refused(prompts, erro
 
 def test_the_text_encoder_is_pytorch_s_transformer_layer_behind_two_embeddings(randomised):
     encoder = randomised(TextEncoder(16), std=0.5)
-    oracle = nn.TransformerEncoderLayer(16, 4, 64, dropout=0, activation=F.silu, batch_first=True,
-                                        norm_first=True)
+    oracle = torch.nn.TransformerEncoderLayer(
+        16, 4, 64, dropout=0, activation=F.silu, batch_first=True, norm_first=True)
     pairs = {"self_attn.in_proj_": "qkv.", "self_attn.out_proj.": "proj.", "linear1.": "mlp1.",
              "linear2.": "mlp2.", "norm1.": "norm1.", "norm2.": "norm2."}
     weights = encoder.state_dict()

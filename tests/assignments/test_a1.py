@@ -7,7 +7,6 @@ import torch
 from checking import check, check_refused, close, waves
 
 from minicnet import diffusion
-from minicnet.diffusion import NoiseSchedule
 
 POINTS = pytest.mark.points
 TABLES = {  # four timesteps, after which 81%, 64%, 36% and 4% of the image's variance are left
@@ -25,7 +24,7 @@ TABLES = {  # four timesteps, after which 81%, 64%, 36% and 4% of the image's va
 @pytest.fixture
 def schedule():
     """Return a schedule with these tables, for which none of your functions was called."""
-    schedule = NoiseSchedule.__new__(NoiseSchedule)
+    schedule = diffusion.NoiseSchedule.__new__(diffusion.NoiseSchedule)
     vars(schedule).update({name: torch.tensor(table) for name, table in TABLES.items()})
     return schedule
 
@@ -54,7 +53,7 @@ class TestAlphaBar:
 
     @POINTS(2)
     def test_three_steps(self):
-        found = NoiseSchedule([0.5, 0.2, 0.5]).alpha_bar
+        found = diffusion.NoiseSchedule([0.5, 0.2, 0.5]).alpha_bar
         check(found.shape == (3,), "alpha_bar is a table with one number for each timestep")
         check(close(found[0], 0.5), "which fraction of the variance does the first step keep?")
         check(found[2] < found[1] < found[0], "each step keeps a fraction of what was left before "
@@ -64,7 +63,7 @@ class TestAlphaBar:
 
     @POINTS(1)
     def test_a_thousand_steps(self):
-        last = NoiseSchedule.linear(1000).alpha_bar[-1].item()
+        last = diffusion.NoiseSchedule.linear(1000).alpha_bar[-1].item()
         check(abs(last / 4.0358e-5 - 1) < 1e-3, "the linear schedule ends in nearly pure noise, "
               f"with 0.004% of the variance left, but here {last:.4%} are left: is every step "
               "counted once?")

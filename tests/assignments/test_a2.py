@@ -9,7 +9,6 @@ from checking import check, check_tensor, close, waves, with_waves
 from torch import nn
 
 from minicnet import unet, words
-from minicnet.words import Words
 
 POINTS = pytest.mark.points
 
@@ -155,7 +154,8 @@ def calls(monkeypatch):
 
 
 X = waves(2, 8, 3, 5)
-PROMPT = Words(waves(2, 4, 6, phase=1), torch.arange(4) < torch.tensor([[4], [2]]))  # 2 of padding
+PROMPT = words.Words(  # the second image's prompt has two words and padding
+    waves(2, 4, 6, phase=1), torch.arange(4) < torch.tensor([[4], [2]]))
 QUERIES = [0.64128, 0.92024, -2.31565, -2.49106, 1.84803, -0.55483]
 
 

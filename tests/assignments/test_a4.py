@@ -3,7 +3,6 @@ many, so their tests check what every condition and every measure must fulfil. T
 tested with another condition than yours."""
 
 import inspect
-import itertools
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -212,8 +211,8 @@ def disguised(channel, known):
     """Return whether a channel is a known map, shifted, scaled, inverted, grown or shrunk."""
     grown = [known, F.max_pool2d(known, 3, 1, 1), F.max_pool2d(known, 5, 1, 2),
              -F.max_pool2d(-known, 3, 1, 1)]
-    shifts = itertools.product(grown, range(-2, 3), range(-2, 3))
-    shifted = [x.roll((dy, dx), (2, 3)) for x, dy, dx in shifts]
+    shifted = [x.roll((dy, dx), (2, 3)) for x in grown
+               for dy in range(-2, 3) for dx in range(-2, 3)]
     together = torch.stack([channel, *shifted]).flatten(1)
     return (together.corrcoef()[0, 1:].abs() > 0.97).any()
 
