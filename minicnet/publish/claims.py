@@ -106,7 +106,8 @@ def answer(claim, result):
     elif test.by:
         asked = (f", where at least {test.by:g} better is asked for" if test.by > 0 else
                  f", where up to {-test.by:g} worse is allowed")
-    which = f"The {'first' if more else 'one'} that {HOLDS[holds][0]}"
+    which = "It" if len(outcomes) == 1 else (
+        f"The {'first' if more else 'one'} that {HOLDS[holds][0]}")
     unclear = f", but {why}" if holds is None else ""
     return (f"{tally(outcomes)} {which} compares {ours} with {theirs} in "
             f"{MEASURES[test.measure].title}: the difference is {found}{asked}{unclear}.")
@@ -120,7 +121,8 @@ def tally(outcomes):
               if found[holds]]
     side = "".join(f", and a side condition {HOLDS[outcome.holds][0]}" for outcome in outcomes
                    if outcome.test.side)
-    return f"Of {total} test{'s' * (total > 1)}, {' and '.join(counts)}{side}."
+    start = f"Of {total} tests, " if total > 1 else "The only test "
+    return f"{start}{' and '.join(counts).removeprefix('1 ' * (total == 1))}{side}."
 
 
 def section(name, claim, result):
