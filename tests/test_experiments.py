@@ -326,7 +326,7 @@ def test_the_pages_show_what_is_measured_and_keep_testbeds_that_were_measured_be
     page.publish(tmp_path, ["one", "other"])
     text = (tmp_path / "minicnet" / "experiments" / "README.md").read_text(encoding="utf-8")
     for part in ("## one: reproduced", "(paper: 0.7)", "± ", "Amended: on a day",
-                 "Elsewhere: coloured muon: reproduced",
+                 "Elsewhere, on coloured muon: reproduced. ",
                  "compares *good* with *poor* in strict edge-F1: the difference is +0.100",
                  "### other: not measured yet", "at least 0.06 higher",
                  "| of the paper | 1 | 0 | 0 | 0 | 1 |"):

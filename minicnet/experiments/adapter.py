@@ -26,7 +26,7 @@ CLAIM = Claim(
           "[...] As a contemporaneous work, ControlNet has a similar function and is widely used. "
           "However, it can be computationally expensive to run.",
     source="T2I-Adapter for SDXL, blog of Hugging Face, 2023", whose="another paper",
-    dated="2026-11-29",
+    dated="2026-11-30",
     testbeds=(("cifar10", "muon"), ("cifar10", "adamw"), ("digits", "adamw")),
     arms={"base": BASE, "control": Arm("ControlNet", (Use(CONTROL),)),
           "weak": Arm("ControlNet at strength 0.4", (Use(CONTROL, scale=0.4),)),
@@ -43,7 +43,7 @@ CLAIM = Claim(
                 "those with control, so the Frechet distance could tell nothing. Now it is a "
                 "control at strength 3, far beyond the strength of its training.",
                 "on 2026-11-30, after a measurement with three trainings, whose intervals left a "
-                "test open. There are six now."),
+                "test open. There are six now, and the verdict is the same."),
     why="The authors of T2I-Adapter do not claim that it equals ControlNet. Theirs adds to the "
         "features that the encoder goes on with; ours adds to what the decoder reads.",
 )

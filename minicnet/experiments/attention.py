@@ -68,7 +68,7 @@ CLAIM = Claim(
     headroom={},
     amendments=("on 2026-11-30, after a measurement that could not tell attention to ink from "
                 "attention to the middle. The ink of another picture was added, with a test for "
-                "each word.",),
+                "each word. The verdict was *mixed*, as it is now.",),
     why="The prompts name things that lie apart in the picture. In a larger base, with more layers "
         "and heads, single ones may attend elsewhere.",
 )

@@ -134,6 +134,10 @@ class Test:
     theirs: str | float
     measure: str
 
+    def subject(self, titles):
+        """Return whose test it is, in English. titles: {arm: its name}."""
+        return title(self.ours, titles) + " (a side condition)" * self.side
+
 
 @dataclass(frozen=True)
 class Better(Test):
@@ -150,9 +154,8 @@ class Better(Test):
 
     def text(self, titles):
         """Return the rule in English. titles: {arm: its name}."""
-        measure = MEASURES[self.measure]
-        ours, theirs = title(self.ours, titles), title(self.theirs, titles)
-        ours = f"{ours} (a side condition)" if self.side else ours
+        measure, ours = MEASURES[self.measure], self.subject(titles)
+        theirs = title(self.theirs, titles)
         if self.by < 0:
             return (f"{ours}: {measure.title} not more than {-self.by:g} "
                     f"{'higher' if measure.less else 'lower'} than {theirs}, interval included")
@@ -175,10 +178,10 @@ class Same(Test):
     """
 
     within: float
-    side = False
+    side: bool = False
 
     def text(self, titles):
-        return (f"{title(self.ours, titles)}: {MEASURES[self.measure].title} within "
+        return (f"{self.subject(titles)}: {MEASURES[self.measure].title} within "
                 f"{self.within:g} of {title(self.theirs, titles)}, interval included")
 
     def holds(self, lead):

@@ -25,7 +25,7 @@ CLAIM = Claim(
     short="Training a control does not collapse with 1,000 images, and gains from more",
     quote="The training does not collapse with limited 1k images, and allows the model to "
           "generate a recognizable lion. The learning is scalable when more data is provided.",
-    source="section 4.5, Fig. 10", whose="the paper", dated="2026-11-29",
+    source="section 4.5, Fig. 10", whose="the paper", dated="2026-11-30",
     testbeds=(("cifar10", "adamw"), ("cifar10", "muon"), ("digits", "adamw")),
     arms={
         "base": BASE,

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 RESAMPLES = 10_000
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}  # 97.5% quantiles of t for T - 1
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365,
+           9: 2.306}  # 97.5% quantiles of t for T - 1
 NORMAL = 1.960  # the same quantile of the normal distribution
 
 

@@ -94,7 +94,7 @@ CLAIM = Claim(
     tests=(Better("zero", 0.24, "jump"), Better("zero", "finetuned", "jump", by=0.05),
            Better("zero", 2.0, "worst", side=True)),
     headroom={"jump": Headroom("finetuned", None, bad="finetuned")},
-    measures=("onset", *CURVES.values()), trainings=6, images=64, picture=picture,
+    measures=("onset", *CURVES.values()), trainings=9, images=64, picture=picture,
     amendments=("on 2026-11-30, after a measurement whose verdict was mixed. The width of the rise "
                 "was measured, and cannot tell what is abrupt, because it counts the slow "
                 "refinement after the jump, which goes on to the end of the training. "

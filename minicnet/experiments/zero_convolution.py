@@ -1,9 +1,8 @@
 """Zero convolutions (section 4.2, Fig. 8): what happens if they start from Gaussian weights
 instead?
 
-Every arm reads scribbles of CIFAR-10 without any prompt, which is the setting in which the paper
-finds the difference. `drift` measures how far training moved the copy: the paper says that zero
-convolutions protect the pretrained copy, so it should drift less.
+Every arm reads scribbles without any prompt. `drift` measures how far training moved the copy: the
+paper says that zero convolutions protect the pretrained copy, so it should drift less.
 """
 
 from minicnet.experiments.claim import (
@@ -45,21 +44,28 @@ CLAIM = Claim(
         Better("zero", "gaussian", "strict_f1", by=0.02),
         Better("zero", "gaussian", "label", by=0.03),
         Better("zero", "lite", "label", by=0.03),
-        Same("gaussian", "lite", "strict_f1", within=0.03),
+        Same("gaussian", "lite", "strict_f1", within=0.03, side=True),
         Better("zero", "gaussian", "drift", by=0.01),
     ),
     headroom={"strict_f1": Headroom("base", "real", bad="weak"),
               "label": Headroom("base", "real", bad="weak")},
     measures=("frechet",),
     trainings=6,
-    amendments=("on 2026-11-30, after three trainings on CIFAR-10 and three on digits, of which "
-                "neither could tell. CIFAR-10 decided. After 400 steps and without a prompt, its "
-                "images show the label hardly more often than the base's, whatever the arm, so "
-                "digits decide. There are six trainings instead of three, because the intervals "
-                "of three are wide.",),
+    amendments=("on 2026-11-30, after three trainings on CIFAR-10 and three on digits, with the "
+                "verdict *cannot tell* on both. CIFAR-10 decided. After 400 steps and without a "
+                "prompt, its images show the label hardly more often than the base's, whatever the "
+                "arm, so digits decide. There are six trainings instead of three, because the "
+                "intervals of three are wide. The three that were known are among them. In labels "
+                "they leaned towards the claim (+0.031); the new ones alone give +0.042 (-0.081 to "
+                "+0.162).",
+                "on 2026-11-30, after six trainings, whose verdict was *mixed*. That Gaussian "
+                "convolutions equal ControlNet-lite was the only test that held. It says little, "
+                "because zero convolutions lie within 0.03 of ControlNet-lite, too (+0.0141), so "
+                "it is a side condition now."),
     why="The paper's base has 860 million parameters and was trained on billions of images. The "
-        "less a base knows, the less there is to protect. Its main text does not give the scale "
-        "of the Gaussian weights, so we try three.",
+        "less a base knows, the less there is to protect. Its main text does not give the scale of "
+        "the Gaussian weights, so we try three. On CIFAR-10 the drift alone was decided: zero "
+        "convolutions drift more there, too.",
 )
 
 if __name__ == "__main__":

@@ -38,24 +38,26 @@ and from ourselves. Each has a file with the rule that decides it, written befor
 the networks of today; *Amended* marks what was changed after a first look, with the reason. There
 are four verdicts: *reproduced* (every test of the rule holds), *not reproduced* (every test fails),
 *mixed* (some hold and some fail), and *cannot tell*, where an interval does not decide, or where a
-measure cannot tell good from bad. A side condition asks that nothing gets worse. It can make a
-claim mixed, but that it holds is no evidence for a claim whose other tests fail.
-`python -m minicnet.experiments.all` writes this page.
+measure cannot tell good from bad. A side condition is a test that says little by itself, such as
+that nothing gets worse. If it fails, it can make a claim mixed, but that it holds is no evidence
+for a claim whose other tests fail. `python -m minicnet.experiments.all` writes this page.
 
 How to read the tables. Every arm starts from a base that comes with the repository. A value is the
 mean over images and trainings, and ± is its standard deviation over trainings, which differ in
-their seed. An interval stands in brackets after its difference. It resamples trainings and images,
-and aims at 95%: in simulated experiments with three to six trainings, 94 to 100 of 100 intervals
-hold the true difference. With a single training, it speaks of other images, and not of another
-training. A test holds or fails only if the interval leaves no doubt, so a difference that fails to
-reach what the rule asks may still be an interval around 0. The Frechet distance is corrected for
-the number of images (by a jackknife), though not perfectly. It may therefore be negative, and
-compares only within a table.
+their seed. An interval stands in brackets after its difference. It resamples trainings and images
+(or trainings alone, where a measure gives one number for each), and aims at 95%: in simulated
+experiments with three to nine trainings, 93 to 100 of 100 intervals hold the true difference. With
+a single training, it speaks of other images, and not of another training. Where trainings were
+added after a look at the first ones, the interval does not know of the look. A lead holds if its
+interval excludes 0 and its mean reaches what is asked for, and fails if the whole interval falls
+short of that, even where it lies around 0. A limit holds only if the whole interval keeps it. The
+Frechet distance is corrected for the number of images (by a jackknife), though not perfectly. It
+may therefore be negative, and compares only within a table.
 
-The first testbed of a claim is the closest to its source, and decides. The others show how far the
-claim reaches, as far as they are measured; an empty field of the chart is not measured. *adamw*
-trains as the paper does, at a constant rate and without averaged weights. *muon* is the recipe of
-this library.
+The first testbed of a claim decides; where another one did before, *Amended* says so. The others
+show how far the claim reaches. An empty field of the chart is not measured, or not with as many
+trainings as the rule asks for. *adamw* trains as the paper does, at a constant rate and without
+averaged weights. *muon* is the recipe of this library.
 
 How to read the figures. A dot is a difference and its line is the interval, green where the test
 holds, red where it fails and gray where it is open. The black line means "equal", and a dotted line
@@ -94,9 +96,12 @@ def italic(claim):
     return {name: f"*{text}*" for name, text in claim.titles.items()}
 
 
-def answer(claim, result):
-    """Return what the rule's tests found, and the number that decided, as sentences."""
-    verdict, outcomes = decided(claim, result)
+def answer(claim, arms):
+    """Return what the rule's tests found on a testbed, and the number that decided, as sentences.
+
+    arms: the tables of the testbed's arms.
+    """
+    verdict, outcomes = claim.judge(arms)
     wanted = {"reproduced": True, "cannot tell": None}.get(verdict, False)
     (test, found, holds, why), *more = (one for one in outcomes if one.holds is wanted)
     ours, theirs = (title(arm, italic(claim)) for arm in (test.ours, test.theirs))
@@ -128,23 +133,25 @@ def tally(outcomes):
 def section(name, claim, result):
     """Return one claim as Markdown."""
     rule = [f"> {claim.quote}\n>\n> {claim.source} ({claim.whose})"]
+    amended = [f"Amended: {reason}" for reason in claim.amendments]
     command = f"`python -m minicnet.experiments.{name}` ([{name}.py]({name}.py))"
     if result is None:
         tests = "\n".join(f"- {test.text(italic(claim))}" for test in claim.tests)
         return "\n\n".join([f"### {name}: not measured yet", *rule,
-                            f"The rule of {claim.dated}:", tests, command])
-    testbed, found = next(iter(result["testbeds"].items()))
+                            f"The rule of {claim.dated}:", tests, *amended, command])
+    (testbed, found), *others = result["testbeds"].items()
     verdict, outcomes = decided(claim, result)
-    elsewhere = ", ".join(f"{place}: {word}" for place, word in verdicts(claim, result).items()
-                          if place != testbed)
+    elsewhere = [f"Elsewhere, on {place}: {claim.judge(other['arms'])[0]}. "
+                 f"{answer(claim, other['arms'])}" for place, other in others]
     trained = any(arm.trained for arm in claim.arms.values())
     trainings = f"{claim.trainings} trainings" if trained else "the shipped networks"
     seconds = sum(one["seconds"] for one in result["testbeds"].values())
     return "\n\n".join([
-        f"## {name}: {verdict}", *rule, answer(claim, result), table(claim, found["arms"]),
+        f"## {name}: {verdict}", *rule, answer(claim, found["arms"]),
+        table(claim, found["arms"]),
         f"The rule of {claim.dated}, on {testbed} ({trainings}, {claim.images} images):",
-        rule_table(claim, outcomes), *(f"Amended: {reason}" for reason in claim.amendments),
-        *([f"Elsewhere: {elsewhere}."] if elsewhere else []),
+        rule_table(claim, outcomes), *amended,
+        *elsewhere,
         f"![{name}: {verdict}](../../{RESULTS.as_posix()}/{name}.png)",
         f"Why it may differ elsewhere: {claim.why}",
         f"{command}: {seconds / 60:.1f} minutes, {result['device']}, torch {result['torch']}, "
@@ -192,10 +199,10 @@ def overview(loaded):
     lines = ["| claim | verdict | what decided |", "|---|---|---|"]
     for name, (claim, result) in loaded.items():
         if result:
-            verdict = decided(claim, result)[0]
+            verdict, first = decided(claim, result)[0], next(iter(result["testbeds"].values()))
             place = f"#{name}-{verdict.replace(' ', '-')}"
             lines.append(f"| [{claim.short}]({place}) ({claim.source}) | {verdict} | "
-                         f"{answer(claim, result)} |")
+                         f"{answer(claim, first['arms'])} |")
     return "\n".join(lines)
 
 
