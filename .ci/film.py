@@ -61,7 +61,7 @@ def animation(page):
 
 
 def save_animation(frames, path):
-    """Save frames as a GIF, with one palette that suits a frame in six."""
+    """Save frames as a GIF, with one palette, made from every sixth frame."""
     some = [image for image, _ in frames[::6]]
     sheet = Image.new("RGB", (some[0].width, sum(image.height for image in some)))
     for k, image in enumerate(some):

@@ -97,7 +97,7 @@ def test_a_line_has_the_radius_and_the_soft_edge_of_the_pen_however_dense_its_po
     x = torch.linspace(4, 24, points // len(heights))  # with a lifted pen between two lines
     path = torch.cat([torch.stack([x, torch.full_like(x, y)], dim=-1) for y in heights])
     image = paint(path[None], torch.tensor([radius]), torch.tensor([edge]))[0]
-    distance = torch.stack([(torch.arange(28) + 0.5 - y).abs() for y in heights]).amin(0)
-    expected = (0.5 + (radius - distance) / edge).clamp(0, 1)
+    distances = torch.stack([(torch.arange(28) + 0.5 - y).abs() for y in heights])
+    expected = (0.5 + (radius - distances.amin(0)) / edge).clamp(0, 1)
     assert torch.allclose(image[:, 8:20], expected[:, None].expand(-1, 12), atol=0.02)
     assert not image[:, :2].any() and not image[:, -2:].any()  # the lines end where they should

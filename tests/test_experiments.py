@@ -15,7 +15,7 @@ from saved import save_models
 from minicnet.checkpoints import fingerprint, write_json
 from minicnet.controlnet import ControlNet, controlled
 from minicnet.experiments import all as every
-from minicnet.experiments import lab, networks, stats
+from minicnet.experiments import attention, lab, networks, stats, sudden_convergence
 from minicnet.experiments.claim import Arm, Better, Claim, Fit, Headroom, Same, Use
 from minicnet.experiments.measures import MEASURES, jackknife
 from minicnet.publish import claims as page
@@ -60,6 +60,17 @@ def test_the_jackknife_removes_the_bias_of_a_small_sample():
     values = torch.randn(40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = jackknife(lambda kept: values[kept].var(correction=0).item(), 40)
     assert np.mean(found) == pytest.approx(values.var().item(), rel=0.02)
+
+
+@pytest.mark.parametrize("curve, jump", [
+    (np.linspace(0.3, 0.8, 26), 0.08), (1.0 * (np.arange(26) > 12), 1)])
+def test_the_onset_is_half_of_a_rise_and_the_jump_its_fastest_part(curve, jump):
+    assert sudden_convergence.rise(curve, range(0, 416, 16)) == pytest.approx((200, jump))
+
+
+@pytest.mark.parametrize("maps, ratio", [(torch.ones(2, 2, 1), 1), (torch.eye(2)[..., None], 1001)])
+def test_attention_to_ink_is_divided_by_attention_to_paper(maps, ratio):
+    assert attention.on_ink_over_paper(maps, torch.eye(2)).tolist() == [[pytest.approx(ratio)]] * 2
 
 
 # -- Rules and verdicts ------------------------------------------------------------------------
@@ -131,18 +142,17 @@ def test_a_rule_is_bound_to_its_quote_tests_and_date_and_to_nothing_else():
 def test_every_claim_names_arms_and_measures_that_exist_and_says_whose_it_is_and_why(name):
     claim = importlib.import_module(f"minicnet.experiments.{name}").CLAIM
     assert claim.whose in page.WHOSE and claim.quote and claim.why and claim.tests
-    named = {side for test in claim.tests for side in (test.ours, test.theirs)}
-    for room in claim.headroom.values():
-        named |= {room.floor, room.ceiling, room.bad}
-    named |= {arm for arm, _ in claim.paper}
+    named = {arm for arm, _ in claim.paper}
+    named.update(*((test.ours, test.theirs) for test in claim.tests),
+                 *((room.floor, room.ceiling, room.bad) for room in claim.headroom.values()))
     arms = {arm for side in named if isinstance(side, str) for arm in side.split(" - ")}
     assert arms <= set(claim.arms) and set(claim.headroom) <= set(claim.measured) <= set(MEASURES)
 
 
 def test_every_claim_has_a_place_in_the_list():
-    files = {path.stem for path in (page.ROOT / "minicnet" / "experiments").glob("*.py")
-             if "CLAIM = Claim(" in path.read_text(encoding="utf-8")}
-    assert files == set(every.NAMES)
+    files = (page.ROOT / "minicnet" / "experiments").glob("*.py")
+    assert {path.stem for path in files
+            if "CLAIM = Claim(" in path.read_text(encoding="utf-8")} == set(every.NAMES)
 
 
 # -- The lab -----------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ Running them takes minutes, so all but one are for `pytest -m ""`.
 """
 
 import ast
-import asyncio
 import inspect
 import re
 import sys
@@ -48,7 +47,7 @@ def code_cells(notebook):
 @pytest.mark.parametrize("path", [
     pytest.param(path, id=path.stem, marks=[] if path.stem == FAST else pytest.mark.slow)
     for path in NOTEBOOKS])
-def test_a_notebook_runs_from_top_to_bottom(path, monkeypatch):
+def test_a_notebook_runs_from_top_to_bottom(path):
     notebook = nbformat.read(path, as_version=4)
     parameters = code_cells(notebook)[0]
     assert "parameters" in parameters.metadata.tags
@@ -57,9 +56,6 @@ def test_a_notebook_runs_from_top_to_bottom(path, monkeypatch):
                                            parameters.source)
         assert found == 1, f"{path.stem} has no parameter {name}"
     solved = fill_in(notebook)
-    # nbclient would take Ctrl-C to itself, and only this notebook would end.
-    monkeypatch.setattr(asyncio.SelectorEventLoop, "add_signal_handler",
-                        asyncio.AbstractEventLoop.add_signal_handler)
     # Each notebook gets a new process, and raises what one of its cells raises.
     NotebookClient(notebook, timeout=300).execute(cwd=str(path.parent))
     printed = "".join(output.get("text", "")

@@ -2,9 +2,9 @@
 
 The base of coloured digits draws prompts such as "a red seven on navy paper". At each step, the
 weights of its cross-attention say how much each location takes from each word. Once the picture is
-drawn, we know which locations have ink: how much do they take from a word, over what the others
-take? Ink stands in the middle of every picture, so the same is asked with the ink of another
-picture. What attends to the ink, and not merely to the middle, must show in the difference.
+drawn, we know which locations have ink, and divide what they take from a word by what the others
+take. Ink stands in the middle of every picture, so the same ratio is computed with the ink of
+another picture. Attention to the ink, and not merely to the middle, gives the larger ratio.
 
 The maps say where a word is read, not what that does. Words have a second way in, their sum.
 """
@@ -18,8 +18,6 @@ from minicnet.experiments.measures import as_measures
 from minicnet.unet import CrossAttention
 
 WORDS = {"ink": 1, "digit": 2, "paper": 4}  # and their positions in the captions
-
-
 TITLES = {**{f"{name}_attended": f"attention to the word for {name}, ink over paper"
              for name in WORDS},
           **{f"{name}_own": f"attention to the word for {name}, own ink over another picture's"

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from minicnet.checkpoints import write_atomically, write_json
 from minicnet.experiments import lab
-from minicnet.experiments.claim import Same, spread, title
+from minicnet.experiments.claim import Better, Same, spread, title
 from minicnet.experiments.measures import MEASURES
 from minicnet.figures import save_figure
 from minicnet.publish.report import update_readme
@@ -103,7 +103,9 @@ def answer(claim, arms):
     """
     verdict, outcomes = claim.judge(arms)
     wanted = {"reproduced": True, "cannot tell": None}.get(verdict, False)
-    (test, found, holds, why), *more = (one for one in outcomes if one.holds is wanted)
+    first, *more = (one for one in outcomes if one.holds is wanted)
+    test, found, holds, why = first
+    measure = MEASURES[test.measure]
     ours, theirs = (title(arm, italic(claim)) for arm in (test.ours, test.theirs))
     asked = ""
     if isinstance(test, Same):
@@ -114,20 +116,22 @@ def answer(claim, arms):
     which = "It" if len(outcomes) == 1 else (
         f"The {'first' if more else 'one'} that {HOLDS[holds][0]}")
     unclear = f", but {why}" if holds is None else ""
+    less = " (less is better)" if measure.less and isinstance(test, Better) else ""
     return (f"{tally(outcomes)} {which} compares {ours} with {theirs} in "
-            f"{MEASURES[test.measure].title}: the difference is {found}{asked}{unclear}.")
+            f"{measure.title}{less}: the difference is {found}{asked}{unclear}.")
 
 
 def tally(outcomes):
     """Return how many tests of a rule hold, fail and are open, as a sentence."""
     found = Counter(outcome.holds for outcome in outcomes if not outcome.test.side)
-    total = found.total()
     counts = [f"{found[holds]} {words[found[holds] > 1]}" for holds, words in HOLDS.items()
               if found[holds]]
     side = "".join(f", and a side condition {HOLDS[outcome.holds][0]}" for outcome in outcomes
                    if outcome.test.side)
-    start = f"Of {total} tests, " if total > 1 else "The only test "
-    return f"{start}{' and '.join(counts).removeprefix('1 ' * (total == 1))}{side}."
+    if found.total() == 1:
+        return f"The only test {HOLDS[next(iter(found))][0]}{side}."
+    *some, last = counts
+    return f"Of {found.total()} tests, {', '.join(some)}{' and ' * bool(some)}{last}{side}."
 
 
 def section(name, claim, result):
