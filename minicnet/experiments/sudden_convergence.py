@@ -1,8 +1,9 @@
 """Sudden convergence (section 3.3, Fig. 4): does control take hold all at once?
 
 The same noise and edges are drawn every few steps of training, and the held-out loss is computed
-beside it. Two nulls show what is not sudden: fine-tuning, which has no zero convolutions, and a
-ControlNet with Gaussian ones. ControlNeXt claims that its cross normalisation needs no such moment.
+beside it. Fine-tuning, which has no zero convolutions, is the null that decides. Gaussian
+convolutions and ControlNeXt, whose cross normalisation is said to need no such moment, are shown
+beside it.
 All weights are as training leaves them, without averages.
 
 The jump is the largest part of the whole rise of strict edge-F1 that happens in 8% of the training.
@@ -80,7 +81,7 @@ def picture(claim, result):
 
 
 CLAIM = Claim(
-    short="Control is learned all at once, and images stay good meanwhile",
+    short="Control sets in abruptly, and images stay good meanwhile",
     quote="We observe that the model does not gradually learn the control conditions but abruptly "
           "succeeds in following the input conditioning image",
     source="section 3.3, Fig. 4", whose="the paper", dated="2026-11-30",
