@@ -26,6 +26,7 @@ def animation(page):
     frames = []
 
     def shoot(milliseconds):
+        # Down to the words and a margin, because they change.
         bottom = page.run("$('status').style.visibility = 'hidden', "
                           "$('prompt').getBoundingClientRect().bottom + 14")
         shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
