@@ -38,10 +38,11 @@ and from ourselves. Each has a file with the rule that decides it, written befor
 the networks of today; *Amended* marks what was changed after a first look, with the reason. There
 are four verdicts: *reproduced* (every test of the rule holds), *not reproduced* (every test fails),
 *mixed* (some hold and some fail), and *cannot tell*, where an interval does not decide, or where a
-measure does not find an arm worse that is known to be bad, as far as the claim names one. A side
+measure does not show that an arm is worse which the claim names as known to be bad. A side
 condition is a test that says little by itself, such as that nothing gets worse. If it fails, it can
-make a claim mixed, but that it holds is no evidence for a claim whose other tests fail. `python -m
-minicnet.experiments.all` writes this page.
+make a claim mixed, but that it holds is no evidence for a claim whose other tests fail.
+
+`python -m minicnet.experiments.all` writes this page.
 
 How to read the tables. Every arm starts from a base that comes with the repository. A value is the
 mean over images and trainings, and ± is its standard deviation over trainings, which differ in
