@@ -9,8 +9,8 @@ SCRIBBLE = Fit(condition="scribble")
 HALF = replace(SCRIBBLE, steps=0.5)
 
 CLAIM = Claim(
-    short="A control for scribbles learns faster from a control for edges or masks than from the "
-          "base's copy",
+    short="Scribbles are learned faster from a control for edges or masks than from the base's "
+          "copy",
     quote="instead of training from scratch I want to train on top of an existing ControlNet model "
           "(say Canny). How would I go about doing that?",
     source="lllyasviel/ControlNet issue 233", whose="users",
