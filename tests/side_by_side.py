@@ -16,6 +16,7 @@ import pytest
 
 FILE = os.environ.pop("REPORTS_OF_SLOW_TESTS", None)  # only the second process has it
 PARENT = os.getppid()
+os.environ["OMP_NUM_THREADS"] = "1"  # programs that tests start use one core, too
 
 
 class First:
@@ -24,21 +25,22 @@ class First:
     theirs = ()
 
     def pytest_runtestloop(self, session):
-        slow = [item for item in session.items if item.get_closest_marker("slow")]
+        shared = [item for item in session.items if item.get_closest_marker("slow")
+                  and "alone" not in item.fixturenames]
         option = session.config.option
         # What --pdb, -s and -W ask for must happen here, where somebody sees it.
-        if len(slow) > 1 < (os.cpu_count() or 1) and not (
+        if len(shared) > 1 < (os.cpu_count() or 1) and not (
                 option.collectonly or option.usepdb or option.pythonwarnings
                 or option.capture == "no"):
             self.folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
             self.file = Path(self.folder.name, "reports")
             self.second = subprocess.Popen(  # the cache of failures belongs to this process
                 [sys.executable, "-m", "pytest", "-m", "", "-p", "no:cacheprovider",
-                 *(item.nodeid for item in slow[1::2])],
+                 *(item.nodeid for item in shared[1::2])],
                 cwd=session.config.rootpath, start_new_session=True, stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 env={**os.environ, "REPORTS_OF_SLOW_TESTS": str(self.file)})
-            self.theirs = slow[1::2]
+            self.theirs = shared[1::2]
             session.items.sort(key=self.theirs.__contains__)
 
     @pytest.hookimpl(tryfirst=True)
@@ -51,6 +53,12 @@ class First:
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
+
+    @pytest.fixture
+    def alone(self):
+        """Let the second process end, because this test measures speed."""
+        if self.theirs:
+            self.second.wait()
 
     def pytest_sessionfinish(self):
         if self.theirs:

@@ -570,6 +570,6 @@ def test_the_gradescope_archive_grades_in_an_empty_folder(trees, tmp_path, score
                    env={**QUIET, "AUTOGRADER": str(tmp_path)})
     answer = json.loads((tmp_path / "results/results.json").read_text())
     assert points(answer["tests"]) == (score, 30), answer
-    keys = {"name", "score", "max_score", "output"}  # those that Gradescope documents
-    assert all(set(test) == keys for test in answer["tests"])
+    # The keys are those that Gradescope documents.
+    assert all(set(test) == {"name", "score", "max_score", "output"} for test in answer["tests"])
     assert ("no diffusion.py was handed in" in answer["output"]) == (score == 0)

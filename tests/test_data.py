@@ -74,8 +74,7 @@ def few_digits(monkeypatch):
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 def test_idx_files_become_images_and_labels_of_their_own_split(tmp_path, name):
-    folder = write_mnist(tmp_path, name)
-    save_mnist(folder, idx(PIXELS[5:]), idx(LABELS[:2]), ["t10k"])
+    save_mnist(write_mnist(tmp_path, name), idx(PIXELS[5:]), idx(LABELS[:2]), ["t10k"])
     images, labels = load_dataset(name, "train", str(tmp_path))
     assert images.shape == (7, 1, 28, 28) and images.dtype == torch.float32
     assert labels.dtype == torch.int64 and labels.tolist() == LABELS.tolist()

@@ -229,8 +229,7 @@ def test_the_paper_s_trainer_keeps_its_rate_and_averages_nothing(small):
         trainer.step()
         [optimizer] = trainer.optimizers
         assert optimizer.param_groups[0]["lr"] == pytest.approx(lab.ADAMW_RATE)
-    drawing = here.network(Fit(), 0)
-    assert fingerprint(drawing.state_dict()) == fingerprint(trainer.net.state_dict())
+    assert fingerprint(here.network(Fit(), 0).state_dict()) == fingerprint(trainer.net.state_dict())
 
 
 def test_images_are_measured_against_those_behind_their_conditions_and_a_disjoint_reference(small):

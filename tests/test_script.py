@@ -220,9 +220,9 @@ def program(tmp_path, data):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_ends_like_one_that_was_not(run, program, tmp_path):
+def test_a_run_that_is_killed_again_and_again_ends_like_one_that_was_not(program, tmp_path):
     flags = ["--base-steps", 26, "--control-steps", 26]
-    run(tmp_path / "undisturbed", *flags)
+    assert program(tmp_path / "undisturbed", *flags).wait(300) == 0
     out = tmp_path / "killed"
     for name, resume in (("base.pt", []), ("base.pt", ["--resume"]), ("control.pt", ["--resume"])):
         process = program(out, *flags, *resume)
