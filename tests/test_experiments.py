@@ -40,7 +40,7 @@ def coverage(T, training_spread, I=48, repeats=60):
     return hits / repeats
 
 
-@pytest.mark.parametrize("T", [3, 6])
+@pytest.mark.parametrize("T", [3, 6, 9])
 @pytest.mark.parametrize("training_spread", [0, 0.6])
 def test_an_interval_over_trainings_and_images_holds_the_true_difference(T, training_spread):
     assert coverage(T, training_spread, repeats=150) >= 0.92
@@ -120,6 +120,7 @@ ROOM = {"strict_f1": Headroom("base", "real", bad="base"),
     ([OPEN, better()], "cannot tell", "", {}),
     ([better(), Better("poor", "good", "strict_f1", side=True)], "mixed", "", {}),
     ([WORSE, Better("good", "poor", "strict_f1", side=True)], "not reproduced", "", {}),
+    ([WORSE, Same("good", "good", "strict_f1", within=0.01, side=True)], "not reproduced", "", {}),
 ])
 def test_verdicts_follow_from_declared_tests_and_from_the_headroom_of_a_measure(
         tests, verdict, why, means):
