@@ -16,7 +16,7 @@ CLAIM = Claim(
           "3k steps (90k real computation steps), then sudden converge. In my experiments, (2) is "
           "usually better than (1).",
     source="docs/train.md", whose="the authors' notes", dated="2026-11-29",
-    testbeds=(("digits", "adamw"), ("digits", "muon"), ("cifar10", "adamw")),
+    testbeds=(("digits", "adamw"), ("digits", "muon"), ("cifar10", "adamw"), ("cifar10", "muon")),
     arms={
         "base": BASE,
         **{name: Arm(f"batches of {size}, {steps:g} times the usual steps",

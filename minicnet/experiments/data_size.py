@@ -26,7 +26,7 @@ CLAIM = Claim(
     quote="The training does not collapse with limited 1k images, and allows the model to "
           "generate a recognizable lion. The learning is scalable when more data is provided.",
     source="section 4.5, Fig. 10", whose="the paper", dated="2026-11-30",
-    testbeds=(("cifar10", "adamw"), ("cifar10", "muon"), ("digits", "adamw")),
+    testbeds=(("cifar10", "adamw"), ("digits", "adamw"), ("digits", "muon"), ("cifar10", "muon")),
     arms={
         "base": BASE,
         **{name: Arm(f"{size:,} images" if size else "all images",

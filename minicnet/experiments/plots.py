@@ -26,15 +26,18 @@ def usual(claim, result):
     top, bottom = fig.subfigures(2, 1, height_ratios=heights)
     axes = top.subplots(len(groups), 1, squeeze=False,
                         height_ratios=[len(outcomes) for outcomes in groups.values()])[:, 0]
-    for ax, outcomes in zip(axes, groups.values()):
-        forest(ax, claim, outcomes)
+    for ax, (measure, outcomes) in zip(axes, groups.items()):
+        pairs = ([title(name, claim.titles) for name in (o.test.ours, o.test.theirs)]
+                 for o in outcomes)
+        forest(ax, outcomes, [f"{ours}\nminus {theirs}" for ours, theirs in pairs],
+               f"difference in {MEASURES[measure].title}")
     if samples:
         sheet(bottom.subplots(), samples, f"{testbed}: every arm from the same noise")
     return fig
 
 
-def forest(ax, claim, outcomes):
-    """Draw the outcomes of one measure: a line for each test, the difference and its interval."""
+def forest(ax, outcomes, names, xlabel):
+    """Draw outcomes with their names: a line for each test, the difference and its interval."""
     for place, outcome in enumerate(outcomes):
         test, colour = outcome.test, COLOURS[outcome.holds]
         ax.plot([outcome.difference.low, outcome.difference.high], [place, place], color=colour)
@@ -43,11 +46,9 @@ def forest(ax, claim, outcomes):
             [-test.by if MEASURES[test.measure].less else test.by])
         ax.vlines(margins, place - 0.3, place + 0.3, color="black", linestyle=":")
     ax.axvline(0, color="black", linewidth=0.8)
-    ax.set_yticks(range(len(outcomes)), [
-        f"{title(o.test.ours, claim.titles)}\nminus {title(o.test.theirs, claim.titles)}"
-        for o in outcomes], fontsize=9)
+    ax.set_yticks(range(len(outcomes)), names, fontsize=9)
     ax.set_ylim(len(outcomes) - 0.5, -0.5)
-    ax.set_xlabel(f"difference in {MEASURES[test.measure].title}", fontsize=9)
+    ax.set_xlabel(xlabel, fontsize=9)
     ax.grid(alpha=0.3, axis="x")
 
 
