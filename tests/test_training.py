@@ -244,9 +244,9 @@ def test_a_second_ctrl_c_stops_at_once_and_a_new_run_replaces_the_file(tmp_path,
     steps = at_call(14, lambda: (press_ctrl_c(), press_ctrl_c()))
     with pytest.raises(KeyboardInterrupt):
         fitted(tmp_path / "base.pt", steps)
-    assert len(steps.calls) == 14
-    assert load_checkpoint(tmp_path / "base.pt", {"kind": "base"})["step"] == 9
-    assert fitted(tmp_path / "base.pt")[1] == undisturbed[2]
+    saved, again = load_checkpoint(tmp_path / "base.pt", {"kind": "base"}), at_call(None, None)
+    assert len(steps.calls) == 14 and saved["step"] == 9
+    assert fitted(tmp_path / "base.pt", again)[1] == undisturbed[2] and len(again.calls) == 25
 
 
 def test_resuming_a_finished_run_returns_its_result_and_writes_nothing(undisturbed):
