@@ -2,15 +2,18 @@
 
 The copy reads edges, colours or another map. It is tied to the base by zero convolutions alone, 1x1
 convolutions whose weights and biases start at zero, so training starts from exactly the base. A
-random connection would instead add noise to the base's features from the first step on.
+random connection would instead add noise to the base's features from the first step on. The base
+is locked so that it keeps what it learned from much data, whatever the copy learns from little. The
+encoder is copied because its features describe images already (section 3.1).
 
 Why do zero weights learn at all? For y = W x + b,
 
     dy/dW = x,    dy/db = 1,    dy/dx = W = 0.
 
 The gradient of W does not contain W, so W leaves zero in the first step, unless x is zero. From
-then on, gradients also flow through W to whatever computed x. A ControlNet has two zero
-convolutions in a row, and wakes up in this order:
+then on, gradients also flow through W to whatever computed x. Two zero convolutions lie on the way
+from the condition to the base, one before the copy and one after it, so that the first gradients
+arrive in this order:
 
     step 1    the zero convolutions at the outputs
     step 2    the copy, and the zero convolution at the end of the condition encoder
@@ -40,16 +43,17 @@ def zero_conv(in_channels, out_channels=None):
 
 
 def freeze(module):
-    """Lock a trained module, Θ: eval mode, requires_grad off, gradients cleared. Returns it.
+    """Lock a trained module, whose weights are Θ: eval mode, requires_grad off, gradients cleared.
 
-    Gradients still flow through its operations, from the decoder's output to added residuals.
+    Returns the module. Gradients still flow through its operations, from the decoder's output to
+    added residuals.
     """
     module.zero_grad(set_to_none=True)
     return module.eval().requires_grad_(False)
 
 
 def trainable_copy(module):
-    """Return Θc, a deep copy of a module that trains, even if the original is locked."""
+    """Return a deep copy of a module, with weights Θc, that trains even if the module is locked."""
     return copy.deepcopy(module).train().requires_grad_(True)
 
 
@@ -131,7 +135,7 @@ class ConditionEncoder(nn.Sequential):
     stride 2 before it; its published code has seven 3x3 ones, three of them of stride 2.
     """
 
-    outer_layers = ("1",)  # the first convolution: AdamW trains it, and Muon the rest (training.py)
+    outer_layers = ("1",)  # the first convolution, trained by AdamW (see training.py)
 
     def __init__(self, condition_channels, channels, patch):
         super().__init__(
@@ -148,7 +152,7 @@ class ConditionEncoder(nn.Sequential):
 
 
 class ControlNet(nn.Module):
-    """The trained part: a copy of a UNet's encoder, and the zero convolutions at it (Fig. 3).
+    """The trainable half: a copy of a UNet's encoder, and the zero convolutions at it (Fig. 3).
 
     unet: the base. Its encoder is copied with the weights that it has now, so train it first. The
     base itself is neither kept nor changed: lock it with `freeze`. condition_channels: 1 for edges,
@@ -170,7 +174,8 @@ class ControlNet(nn.Module):
 
         x_t: (B, C, H, W); t: (B,); prompt: (B, L); condition: (B, condition_channels, H, W) in
         [0, 1]. hint: the encoded condition, from `encode`, in place of the condition; a sampler
-        encodes once instead of at every step. Raises ValueError for arguments that do not fit.
+        encodes once instead of at every step. Raises ValueError for shapes that do not fit; values
+        of t are checked by the base.
         """
         self.encoder.check(x_t, t, prompt)
         if hint is None:
@@ -203,9 +208,10 @@ class Conditioning(NamedTuple):
     """A control network with its condition, its strength, and when it acts while sampling.
 
     net: a ControlNet, or any module with `encode(condition) -> hint` and
-    `forward(x_t, t, prompt, hint=hint) -> Control`. condition: (B, K, H, W) in [0, 1]. start, end:
-    fractions of the way from noise to image; the control acts from start until before end, and to
-    the last step if end is 1.
+    `forward(x_t, t, prompt, hint=hint) -> Control`. condition: (B, K, H, W) in [0, 1]. scale: the
+    strength, which multiplies the residuals; controls are trained at 1. start, end: fractions of
+    the way from noise to image; the control acts from start until before end, and to the last step
+    if end is 1.
     """
 
     net: nn.Module
@@ -223,13 +229,16 @@ class Conditioning(NamedTuple):
 
 
 def controlled(unet, prompt, controls=()):
-    """Return eps_theta(x_t, t, c_t, c_f) of Eq. 5, as an eps_model(x_t, t): the base under a prompt
-    c_t and the sum of its controls (section 3.4),
+    """Return the base under a prompt, with its controls, as an eps_model(x_t, t).
 
-        Σ_i s_i ControlNet_i(x_t, t, c_t, c_i),    c_i the i-th condition, s_i its strength.
+    This is eps_theta(x_t, t, c_t, c_f) of Eq. 5, where c_t is the prompt (its t stands for text).
+    To what the base's decoder reads, the controls add
 
-    prompt: (B, L). controls: Conditionings, or triples (net, condition, scale). Each condition is
-    encoded once, here. Where no control acts, the result is the base's, bit for bit.
+        Σ_k s_k ControlNet_k(x_t, t, c_t, c_k),    c_k the k-th condition, s_k its strength,
+
+    which is the plain sum of section 3.4 where each s_k is 1. prompt: (B, L). controls:
+    Conditionings, or triples (net, condition, scale). Each condition is encoded once, here. Where
+    no control acts, the result is the base's, bit for bit.
     """
     controls = [Conditioning(*control) for control in controls]
     hints = [control.net.encode(control.condition) for control in controls]

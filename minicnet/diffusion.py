@@ -1,5 +1,8 @@
 """Diffusion: how an image becomes noise, what a network learns from it, and the way back.
 
+A network learns to predict the noise in a noisy image. To draw, one starts from pure noise and
+removes, step by step, a part of the noise that the network predicts.
+
 Nothing in this file knows how the network is built. A network is any callable
 
     eps_model(x_t, t) -> eps
@@ -9,11 +12,14 @@ closure supplies whatever else a network needs, such as a prompt: see `controlle
 
     x_0    a clean image, with values in [-1, 1]
     x_t    the same image after the noise of the steps 0 .. t
-    t      the timestep, 0 .. T-1 (papers count 1 .. T); x_0 comes before step 0
+    x_T    pure noise, from which sampling starts at t = T-1
+    t      the timestep, 0 .. T-1 (papers count 1 .. T); x_0 is always the clean image, before
+           step 0
     eps    the noise in x_t, drawn from N(0, I)
     v      sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0, a mixture of the two that is easy to
-           predict at every t; the UNet's last layer gives v, and `predict_eps` makes eps of it.
-           alpha_bar is the fraction of the image's variance that is left in x_t
+           predict at every t; the UNet's last layer gives v, and `predict_eps` makes eps of it,
+           because the loss, the samplers and guidance all speak of eps. alpha_bar is the fraction
+           of the image's variance that is left in x_t
 
 Papers:
     DDPM               Ho, Jain, Abbeel 2020           https://arxiv.org/abs/2006.11239
@@ -89,8 +95,8 @@ class NoiseSchedule(nn.Module):
     def add_noise(self, x_0, eps, t):
         """Return x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps (DDPM Eq. 4).
 
-        x_0, eps: (B, ...), of one shape; t: (B,), integers in 0 .. T-1. The result is shaped like
-        x_0. Raises ValueError if the arguments do not fit together.
+        x_0, eps: (B, ...), of one shape; t: (B,), int64, in 0 .. T-1. The result is shaped like
+        x_0. Raises ValueError if shapes or dtype do not fit and, on a CPU, for t outside its range.
         """
         signal, noise = self._weights(x_0, eps, t)
         return signal * x_0 + noise * eps
@@ -114,7 +120,7 @@ class NoiseSchedule(nn.Module):
         return noise * x_t + signal * v
 
     def _weights(self, x, other, t):
-        """Return the weights of image and noise in x_t, (B, 1, ...) both, after checking shapes."""
+        """Check x, other and t. Returns the weights of image and noise in x_t, both (B, 1, ...)."""
         if x.shape != other.shape:
             raise ValueError(f"images {tuple(x.shape)} and what is mixed with them "
                              f"{tuple(other.shape)} must have the same shape")
@@ -135,7 +141,7 @@ def _per_image(table, t, x):
 
 
 def diffusion_loss(eps_model, schedule, x_0, t, eps):
-    """Return the mean of || eps - eps_theta(x_t, t) ||^2 / alpha_bar_t.
+    """Return the mean over all elements of (eps - eps_theta(x_t, t))^2 / alpha_bar_t.
 
     x_0: (B, ...), images in [-1, 1]; t: (B,), timesteps; eps: noise like x_0. The caller draws t
     and eps. Raises ValueError if the model's prediction has another shape than the noise.
@@ -158,8 +164,9 @@ def guided(eps_cond, eps_uncond, w):
 
     The prediction goes from the one without a prompt towards the one with it, and beyond it if
     w > 1: images then show the prompt more clearly, and vary less. eps_cond, eps_uncond: eps_models
-    with and without what is to be strengthened. w = 1 is no guidance, and w = 0 ignores the prompt.
-    (The paper's w is this one minus 1.)
+    with and without what is to be strengthened, such as the prompt. One network gives both, because
+    training replaces some prompts by the null prompt (`Recipe.drop_prompts`). w = 1 is no guidance,
+    and w = 0 ignores the prompt. (The paper's w is this one minus 1.)
     """
     if w == 1:
         return eps_cond
@@ -173,12 +180,12 @@ def guided(eps_cond, eps_uncond, w):
 
 @torch.no_grad()
 def sample_ddpm(eps_model, schedule, x_T, generator=None, *, clip=True, hook=None):
-    """Draw images by DDPM's ancestral sampling (Algorithm 2): T steps, each adding fresh noise.
+    """Draw images by DDPM's ancestral sampling (Algorithm 2), in T steps.
 
-    x_T: (B, ...), drawn from N(0, I). generator: draws the fresh noise. clip: keep each prediction
-    of x_0 in [-1, 1], the range of images. hook(t, x_t, x_0): called at each step with the noisy
-    images and the x_0 that the model predicts from them. Returns images shaped like x_T, which lie
-    in [-1, 1] if they are clipped.
+    Each step but the last adds fresh noise. x_T: (B, ...), drawn from N(0, I). generator: draws the
+    fresh noise. clip: keep each prediction of x_0 in [-1, 1], the range of images. hook(t, x_t,
+    x_0): called at each step with the noisy images and the x_0 that the model predicts from them,
+    clipped if `clip`. Returns images shaped like x_T, which lie in [-1, 1] if they are clipped.
     """
     x_t = x_T
     for t in range(len(schedule) - 1, -1, -1):
@@ -200,7 +207,7 @@ def sample_ddim(eps_model, schedule, x_T, steps=50, eta=0.0, generator=None, *, 
     """Draw images by DDIM (Eq. 12, whose alpha is our alpha_bar), which skips most timesteps.
 
     steps: how many timesteps are visited, spread evenly from T-1 to 0. eta: the amount of fresh
-    noise; 0 is deterministic, and 1 with steps = T is DDPM, number for number. The other arguments
+    noise; 0 is deterministic, and 1 with steps = T is DDPM, up to rounding. The other arguments
     and the result are those of `sample_ddpm`. Raises ValueError for steps outside 1 .. T.
     """
     if not 1 <= steps <= len(schedule):

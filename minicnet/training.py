@@ -4,11 +4,12 @@
     trainer = Trainer(unet, eps_model_of, images, prompts, recipe, unet.schedule)
     history, seconds = fit(trainer, Path("base.pt"), {"kind": "base"}, evaluate)
 
-The two differ only in `eps_model_of`, the function that builds the eps_model to train.
+The loop is the same for both: `eps_model_of` builds the eps_model to train, of the base alone or of
+the base with its control.
 
-The batch and the noise of a step depend on the seed and the step's number alone, and a checkpoint
-holds everything else that a step needs. A run that is stopped and resumed on the same kind of
-device therefore takes the same steps as one that runs through.
+With the same data and recipe, the batch and the noise of a step depend on its number alone, and a
+checkpoint holds everything else that a step needs. A run that is stopped and resumed on the same
+kind of device therefore takes the same steps as one that runs through.
 
 AdamW                                Loshchilov, Hutter 2019   https://arxiv.org/abs/1711.05101
 averages over a part of training     Karras et al. 2024        https://arxiv.org/abs/2312.02696
@@ -41,7 +42,8 @@ LOG_EVERY = 10  # steps; reading the loss more often would make the program wait
 
 @dataclass
 class Recipe:
-    """How to train. drop_prompts: the probability that a prompt is replaced by the null prompt.
+    """How to train. drop_prompts: the probability that a prompt is replaced by the null prompt, so
+    that the network also learns to predict without one, which guidance needs.
 
     rate: a factor on the usual learning rates. Raises UserError for a batch size that torchrun's
     processes cannot divide equally.
@@ -61,10 +63,10 @@ class Recipe:
 
 
 class Objective(nn.Module):
-    """The loss of Eq. 5 as a module, because DistributedDataParallel wraps modules.
+    """`diffusion_loss` as a module, because DistributedDataParallel wraps modules.
 
-    eps_model_of(net, x_0, prompt) returns the eps_model(x_t, t) to train. A control computes its
-    condition from x_0.
+    eps_model_of(net, x_0, prompt) returns the eps_model(x_t, t) to train. For a ControlNet,
+    it computes the condition from x_0.
     """
 
     def __init__(self, net, eps_model_of, schedule):
@@ -108,13 +110,13 @@ class Trainer:
         loss.backward()
         nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
 
-        # The learning rate rises linearly, and then falls linearly to zero.
+        # The learning rate rises linearly, and then falls linearly towards zero.
         warm_up = min(WARM_UP, 1 + self.recipe.steps // 10)
         rise = min(1, (self.steps_done + 1) / warm_up)
         fall = 1 - self.steps_done / self.recipe.steps
         for optimizer, rate in self.optimizers.items():
             optimizer.param_groups[0]["lr"] = rate * self.recipe.rate * rise * fall
-            with autocast(self.images.device):  # of Muon's matrix products
+            with autocast(self.images.device):  # Muon's matrix products, too
                 optimizer.step()
             optimizer.zero_grad()
 
@@ -126,7 +128,7 @@ class Trainer:
         return loss.detach()
 
     def draw_batch(self):
-        """Return x_0, prompt, t and eps of the next step, a function of seed and step alone."""
+        """Return x_0, prompt, t and eps of the next step, which depend on seed and step alone."""
         B = self.recipe.batch_size
         N, V, _ = self.prompts.shape
         device = self.images.device
@@ -170,8 +172,9 @@ def make_optimizers(net):
     """Return {optimizer: learning rate}: Muon for weight matrices, AdamW for everything else.
 
     AdamW also trains the matrices that touch input, output or tokens. Modules name these layers in
-    `outer_layers`. Ours: the papers use AdamW alone. Muon reaches the same images in fewer steps,
-    but the size of its step does not depend on the gradient's, so zero convolutions grow faster.
+    `outer_layers`. Ours: ControlNet's code uses AdamW alone. Muon reaches the same images in fewer
+    steps, but the size of its step does not depend on the gradient's, so zero convolutions grow
+    faster.
     """
     outer = {id(parameter) for module in net.modules()
              for name in getattr(module, "outer_layers", ())
@@ -191,9 +194,9 @@ def fit(trainer, path, header, evaluate, evaluations=13, resume=False):
     and in trainer.net, which is in eval mode then. resume: go on from `path` if it exists; a
     finished run returns at once.
 
-    Raises UserError if the loss is not finite, a file cannot be read or written, or `path` belongs
-    to another run or other data; KeyboardInterrupt after Ctrl-C, once the step is saved. Under
-    torchrun, rank 0 alone evaluates, logs, saves and reacts to Ctrl-C.
+    Raises UserError if loss or weights are not finite, a file cannot be read or written, or `path`
+    belongs to another run or other data; KeyboardInterrupt after Ctrl-C, once the step is saved.
+    Under torchrun, rank 0 alone evaluates, logs, saves and reacts to Ctrl-C.
     """
     net, recipe = trainer.net, trainer.recipe
     data = fingerprint({"images": trainer.images, "prompts": trainer.prompts})

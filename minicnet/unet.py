@@ -1,9 +1,9 @@
 """The network that predicts the noise: a small UNet with prompts, as an Encoder and a Decoder.
 
-It knows nothing of ControlNet, except that `forward` takes an optional `control`: residuals that
-are added to what the encoder hands to the decoder. A ControlNet is a trained copy of the Encoder
-that computes such residuals (controlnet.py). These are the shapes for gray images of 28 x 28 pixels
-in the default sizes:
+It knows nothing of ControlNet, except that `forward` takes an optional `control`, residuals that
+are added to what the encoder hands to the decoder, and that the Encoder runs in separate parts. A
+ControlNet is a trained copy of the Encoder that computes such residuals (controlnet.py). These are
+the shapes for gray images of 28 x 28 pixels in the default sizes:
 
     x_t (1, 28, 28) -> folded 2 x 2 (4, 14, 14)                        eps (1, 28, 28)
         |                                                                  ^
@@ -48,8 +48,9 @@ def zeroed(layer):
     """Set a layer's weight and bias to zero, and return it.
 
     The last layer of every ResBlock and attention block starts like this, so that at first each
-    returns its input, and the last convolution, so that the network returns v = 0. This is usual in
-    diffusion models, and is not ControlNet's zero convolution.
+    returns its input (through a 1x1 convolution where the widths differ), and so does the last
+    convolution, so that the network predicts v = 0. This is usual in diffusion models, and is not
+    ControlNet's zero convolution.
     """
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -160,19 +161,19 @@ class Encoder(nn.Module):
     its condition to the output of `first`.
     """
 
-    outer_layers = ("conv_in",)  # AdamW trains these, and Muon the rest (training.py)
+    outer_layers = ("conv_in",)  # trained by AdamW (see training.py)
 
     def __init__(self, in_channels, channels, multipliers, blocks, patch):
         super().__init__()
         self.in_channels = in_channels
         self.channels = channels
         self.patch = patch
-        self.multiple = patch * 2 ** (len(multipliers) - 1)  # of height and width
+        self.multiple = patch * 2 ** (len(multipliers) - 1)  # height and width are multiples of it
         emb_channels = 4 * channels
         word_channels = 2 * channels
         self.text = TextEncoder(word_channels)
         self.summary = nn.Linear(word_channels, emb_channels)
-        # Larger than torch's default, so that the prompt matters from the first step.
+        # Larger than torch's default, so that the prompt has more weight in emb at the start.
         nn.init.normal_(self.summary.weight, std=word_channels**-0.5)
         self.time = nn.Sequential(
             nn.Linear(channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels))
@@ -243,12 +244,12 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The way up, from the middle block to an image. Each stage takes a skip, last one first.
+    """The way up, from the middle block to an image. Each stage reads a skip, last one first.
 
     It has no attention, unlike Stable Diffusion's, which has it on both ways.
     """
 
-    outer_layers = ("conv_out",)  # AdamW trains these, and Muon the rest (training.py)
+    outer_layers = ("conv_out",)  # trained by AdamW (see training.py)
 
     def __init__(self, out_channels, skip_channels, channels, multipliers, blocks, patch):
         super().__init__()
@@ -281,11 +282,12 @@ class UNet(nn.Module):
 
     In c_t, the t stands for text: it is the paper's name for the encoded prompt.
 
-    in_channels: 1 for gray images, 3 for RGB. channels: width of the finest level. multipliers: the
-    width of each level, in multiples of `channels`; each level halves the resolution. blocks:
-    residual blocks per level. patch: patch x patch pixels are folded into channels before the first
-    convolution and unfolded after the last (space-to-depth), so that the network works at a lower
-    resolution, as Stable Diffusion does in its latent space.
+    in_channels: 1 for gray images, 3 for RGB. channels: width of the finest level, a multiple of 8.
+    multipliers: the width of each level, in multiples of `channels`; each level but the first
+    halves the resolution. blocks: ResBlocks in each level of the encoder; the decoder has one more.
+    patch: patch x patch pixels are folded into channels before the first convolution and unfolded
+    after the last (space-to-depth), so that the network works at a lower resolution, as Stable
+    Diffusion does in its latent space.
 
     `schedule` is the noise schedule that the network is made for.
     """
@@ -302,12 +304,13 @@ class UNet(nn.Module):
     def forward(self, x_t, t, prompt, control=None):
         """Return eps, like x_t (B, C, H, W), for t (B,), prompt (B, L) and a Control or None.
 
-        Raises ValueError for arguments that do not fit.
+        Raises ValueError if x_t, t and prompt do not fit, or if the Control has another number of
+        skips.
         """
         skips, middle, emb, words = self.encoder(x_t, t, prompt)
-        if control is not None:  # added to what the decoder reads, never to the running encoder
+        if control is not None:  # the encoder has finished: only what the decoder reads changes
             skips = [skip + residual.to(skip.dtype)
                      for skip, residual in zip(skips, control.skips, strict=True)]
             middle = middle + control.middle.to(middle.dtype)
         v = self.decoder(skips, middle, emb, words)
-        return self.schedule.predict_eps(x_t, v, t)  # eps = sqrt(1 - abar) x_t + sqrt(abar) v
+        return self.schedule.predict_eps(x_t, v, t)  # sqrt(1 - alpha_bar) x_t + sqrt(alpha_bar) v

@@ -2,9 +2,10 @@
 
     tokenize(["a red seven on navy paper", "seven", ""])    # (3, LENGTH) int64
 
-Token 0 is padding, and "" is the null prompt. A prompt of one word, such as "seven", is a label;
-minicnet has no other labels. Stable Diffusion reads prompts with CLIP's text encoder, which has 123
-million parameters; one transformer block is enough for this vocabulary.
+Token 0 is padding, and "" is the null prompt. A prompt of one word, such as "seven", acts as a
+class label, and the networks get no label in another form. The null prompt stands for "no prompt",
+in guidance and where training drops one. Stable Diffusion reads prompts with CLIP's text encoder,
+which has 123 million parameters; one transformer block is enough for this vocabulary.
 
 Attention: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762
 """
