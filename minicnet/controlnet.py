@@ -10,10 +10,10 @@ Why do zero weights learn at all? For y = W x + b,
 
     dy/dW = x,    dy/db = 1,    dy/dx = W = 0.
 
-The gradient of W does not contain W, so W leaves zero in the first step, unless x is zero. From
-then on, gradients also flow through W to whatever computed x. Two zero convolutions lie on the way
-from the condition to the base, one before the copy and one after it, so that the first gradients
-arrive in this order:
+The gradient of W does not contain W, so W leaves zero in the first step, unless x is zero or no
+gradient reaches y, as over an untrained base, whose last layer is zero. From then on, gradients
+also flow through W to whatever computed x. Two zero convolutions lie on the way from the condition
+to the base, one before the copy and one after it, so that the first gradients arrive in this order:
 
     step 1    the zero convolutions at the outputs
     step 2    the copy, and the zero convolution at the end of the condition encoder
@@ -81,7 +81,7 @@ class ControlledBlock(nn.Module):
         return self.locked(x, *args) + self.zero_out(self.copy(x + self.zero_in(c), *args))
 
     def train(self, mode=True):
-        """Set the mode of the copy. The locked half stays in eval mode, so it cannot change."""
+        """Set the mode of the copy. The locked half stays in eval mode, and acts as before."""
         super().train(mode)
         self.locked.eval()
         return self
@@ -172,10 +172,10 @@ class ControlNet(nn.Module):
     def forward(self, x_t, t, prompt, condition=None, *, hint=None):
         """Return the Control to add to the base, which is given the same x_t, t and prompt.
 
-        x_t: (B, C, H, W); t: (B,); prompt: (B, L); condition: (B, condition_channels, H, W) in
-        [0, 1]. hint: the encoded condition, from `encode`, in place of the condition; a sampler
-        encodes once instead of at every step. Raises ValueError for shapes that do not fit; values
-        of t are checked by the base.
+        x_t: (B, C, H, W); t: (B,); prompt: (B, L); condition: (B, condition_channels, H, W) in [0,
+        1]. hint: the encoded condition, from `encode`, in place of the condition; a sampler encodes
+        once instead of at every step. Raises ValueError for shapes that do not fit, and as `encode`
+        does; values of t are checked by the base.
         """
         self.encoder.check(x_t, t, prompt)
         if hint is None:

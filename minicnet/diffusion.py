@@ -86,6 +86,7 @@ class NoiseSchedule(nn.Module):
         """
         u = torch.arange(T + 1, dtype=torch.float64) / T
         alpha_bar = torch.cos((u + s) / (1 + s) * math.pi / 2) ** 2
+        # Else the last alpha_bar would be 0 up to rounding, and `predict_x0` divides by its root.
         return cls((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999))
 
     def __len__(self):
@@ -113,8 +114,9 @@ class NoiseSchedule(nn.Module):
         """Return eps = sqrt(1 - alpha_bar_t) x_t + sqrt(alpha_bar_t) v (Salimans and Ho, App. D).
 
         Where x_t is nearly pure noise, eps is nearly x_t: a network that predicts eps has to copy
-        its input there, and its small errors ruin the image. v is nearly -x_0 there, so a network
-        that predicts v has to predict the image. Arguments and errors are those of `add_noise`.
+        its input there, and `predict_x0` divides its small errors by sqrt(alpha_bar_t), which is
+        nearly 0. v is nearly -x_0 there, so a network that predicts v has to predict the image.
+        Arguments and errors are those of `add_noise`.
         """
         signal, noise = self._weights(x_t, v, t)
         return noise * x_t + signal * v
@@ -184,8 +186,9 @@ def sample_ddpm(eps_model, schedule, x_T, generator=None, *, clip=True, hook=Non
 
     Each step but the last adds fresh noise. x_T: (B, ...), drawn from N(0, I). generator: draws the
     fresh noise. clip: keep each prediction of x_0 in [-1, 1], the range of images. hook(t, x_t,
-    x_0): called at each step with the noisy images and the x_0 that the model predicts from them,
-    clipped if `clip`. Returns images shaped like x_T, which lie in [-1, 1] if they are clipped.
+    x_0): called at each step with t, an int, the noisy images and the x_0 that the model predicts
+    from them, clipped if `clip`. Returns images shaped like x_T, which lie in [-1, 1] if they are
+    clipped.
     """
     x_t = x_T
     for t in range(len(schedule) - 1, -1, -1):
@@ -223,8 +226,9 @@ def sample_ddim(eps_model, schedule, x_T, steps=50, eta=0.0, generator=None, *, 
             return x_0
         alpha_bar = schedule.alpha_bar[t]
         alpha_bar_prev = schedule.alpha_bar[t_prev]
-        # The noise that belongs to the clipped x_0, by Eq. 4.
+        # The noise that belongs to this x_0, which may have been clipped (DDPM Eq. 4).
         eps = (x_t - schedule.sqrt_alpha_bar[t] * x_0) / schedule.sqrt_one_minus_alpha_bar[t]
+        # The variance of the fresh noise at eta = 1 (DDIM Eq. 16, squared).
         variance = (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
         sigma = eta * variance.sqrt()
         # Rounding may leave -1e-8 under the root.

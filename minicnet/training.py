@@ -65,8 +65,8 @@ class Recipe:
 class Objective(nn.Module):
     """`diffusion_loss` as a module, because DistributedDataParallel wraps modules.
 
-    eps_model_of(net, x_0, prompt) returns the eps_model(x_t, t) to train. For a ControlNet,
-    it computes the condition from x_0.
+    eps_model_of(net, x_0, prompt) returns the eps_model(x_t, t) to train. For a ControlNet, it
+    brings the locked base, and computes the condition from x_0.
     """
 
     def __init__(self, net, eps_model_of, schedule):
@@ -84,8 +84,9 @@ class Trainer:
     """Train `net`, one `step()` at a time, and keep `average`, a copy with averaged weights.
 
     eps_model_of: see Objective. images: (N, C, H, W) in [-1, 1]; prompts: (N, V, L), the first of V
-    the whole caption and the others parts of it (`training_prompts`); both on the device to train
-    on. Under torchrun, each process takes its part of each batch, and torch averages gradients.
+    the whole caption and the others parts of it (`training_prompts` in data/prompts.py); both on
+    the device to train on. Under torchrun, each process takes its part of each batch, and torch
+    averages gradients.
     """
 
     def __init__(self, net, eps_model_of, images, prompts, recipe, schedule):
@@ -169,7 +170,7 @@ class Trainer:
 
 
 def make_optimizers(net):
-    """Return {optimizer: learning rate}: Muon for weight matrices, AdamW for everything else.
+    """Return {optimizer: learning rate}: Muon for matrices and kernels, AdamW for the rest.
 
     AdamW also trains the matrices that touch input, output or tokens. Modules name these layers in
     `outer_layers`. Ours: ControlNet's code uses AdamW alone. Muon reaches the same images in fewer

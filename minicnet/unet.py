@@ -2,8 +2,9 @@
 
 It knows nothing of ControlNet, except that `forward` takes an optional `control`, residuals that
 are added to what the encoder hands to the decoder, and that the Encoder runs in separate parts. A
-ControlNet is a trained copy of the Encoder that computes such residuals (controlnet.py). These are
-the shapes for gray images of 28 x 28 pixels in the default sizes:
+ControlNet is a trained copy of the Encoder that computes such residuals (controlnet.py). The last
+convolution gives v, of which `NoiseSchedule.predict_eps` makes eps. These are the shapes for gray
+images of 28 x 28 pixels in the default sizes:
 
     x_t (1, 28, 28) -> folded 2 x 2 (4, 14, 14)                        eps (1, 28, 28)
         |                                                                  ^
@@ -48,9 +49,9 @@ def zeroed(layer):
     """Set a layer's weight and bias to zero, and return it.
 
     The last layer of every ResBlock and attention block starts like this, so that at first each
-    returns its input (through a 1x1 convolution where the widths differ), and so does the last
-    convolution, so that the network predicts v = 0. This is usual in diffusion models, and is not
-    ControlNet's zero convolution.
+    returns its input (through a 1x1 convolution where the widths differ). The UNet's last
+    convolution starts at zero, too, so that the network predicts v = 0. This is usual in diffusion
+    models, and is not ControlNet's zero convolution.
     """
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -82,7 +83,10 @@ class ResBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """x + proj(softmax(q k^T / sqrt(d)) v): every location attends to all locations."""
+    """x + proj(softmax(q k^T / sqrt(d)) v): every location attends to all locations.
+
+    q, k and v are linear in norm(x).
+    """
 
     def __init__(self, channels, heads=4):
         super().__init__()
@@ -157,8 +161,9 @@ class Blocks(nn.ModuleList):
 class Encoder(nn.Module):
     """The way down, from the noisy image to the middle block: the half that a ControlNet copies.
 
-    `forward` runs `embed`, `first` and `rest` in turn. They are separate because a ControlNet adds
-    its condition to the output of `first`.
+    `forward` runs `embed`, `first` and `rest` in turn, and returns the skips, the middle block's
+    output, emb and words. The parts are separate because a ControlNet adds its condition to the
+    output of `first`.
     """
 
     outer_layers = ("conv_in",)  # trained by AdamW (see training.py)
@@ -246,7 +251,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """The way up, from the middle block to an image. Each stage reads a skip, last one first.
 
-    It has no attention, unlike Stable Diffusion's, which has it on both ways.
+    It has no attention. Stable Diffusion's has it on the way down and on the way up.
     """
 
     outer_layers = ("conv_out",)  # trained by AdamW (see training.py)

@@ -96,7 +96,7 @@ class TextEncoder(nn.Module):
     to. Position 0 is therefore never masked: padding there becomes a vector that means "no prompt".
     """
 
-    outer_layers = ("tokens", "positions")  # trained by AdamW, and the rest by Muon (training.py)
+    outer_layers = ("tokens", "positions")  # trained by AdamW (see training.py)
 
     def __init__(self, channels, heads=4):
         super().__init__()

@@ -91,8 +91,13 @@ CLAIM = Claim(
     amendments=("on 2026-11-30, after a measurement that could not tell attention to ink from "
                 "attention to the middle. The ink of another picture was added, with a test for "
                 "each word. The verdict was *mixed*, as it is now.",),
-    why="The prompts name things that lie apart in the picture. In a larger base, with more layers "
-        "and heads, single ones may attend elsewhere.",
+    why="In the upper half of the figure, 0 is the number that the rule names (1.1, 1.1 and 0.9, "
+        "then 1), and for the word for paper the claim is that the dot lies to the left. The maps "
+        "are scaled each to its own maximum, so they show where a word is read, and not how much. "
+        "A location's attention sums to 1 over the words, so what the word for ink gains, others "
+        "lose, and this may be all that the word for paper shows. The prompts name things that lie "
+        "apart in the picture. In a larger base, with more layers and heads, single ones may "
+        "attend elsewhere.",
 )
 
 if __name__ == "__main__":

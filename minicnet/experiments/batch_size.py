@@ -29,9 +29,9 @@ CLAIM = Claim(
     headroom={"strict_f1": Headroom("base", "real", bad="short"),
               "loss": Headroom("base", None, bad="short")},
     measures=("frechet",),
-    why="The authors compare batches of 4 and more than 100 at a rate of 1e-5. Here, too, the "
-        "rate is the same for every batch; larger batches may bear a higher one. At Muon, 300 "
-        "steps take the place of 400.",
+    why="The authors compare batches of 4 and more than 100 at a rate of 1e-5. Here, too, the rate "
+        "is the same for every batch; larger batches may bear a higher one. Under Muon, 300 steps "
+        "take the place of 400.",
 )
 
 if __name__ == "__main__":

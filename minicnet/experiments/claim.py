@@ -244,6 +244,12 @@ class Claim:
         return tuple(dict.fromkeys([test.measure for test in self.tests] + list(self.measures)))
 
     @property
+    def conditions(self):
+        """The names of all conditions that arms are given, in order."""
+        uses = (use for arm in self.arms.values() for use in arm.controls)
+        return tuple(dict.fromkeys(use.control.condition for use in uses if use.control.condition))
+
+    @property
     def rule(self):
         """A hash of what the claim promises to judge by."""
         parts = [self.quote, self.dated, repr((sorted(self.headroom.items()), self.testbeds[0]))]

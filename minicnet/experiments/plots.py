@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from minicnet.conditions import CONDITIONS
 from minicnet.experiments.claim import Same, title
 from minicnet.experiments.measures import MEASURES
 from minicnet.figures import show_images
@@ -16,8 +17,9 @@ COLOURS = {True: "tab:green", False: "tab:red", None: "tab:gray"}  # a test hold
 def usual(claim, result):
     """Draw the first testbed: differences with intervals above, and samples of all arms below."""
     testbed, found = next(iter(result["testbeds"].items()))
-    samples = {claim.titles[name]: images for name, images in found["samples"].items()
-               if images["shape"][0]}
+    samples = given(claim, found["samples"]) | {
+        claim.titles[name]: decoded(images) for name, images in found["samples"].items()
+        if images["shape"][0]}
     groups = {}
     for outcome in claim.judge(found["arms"])[1]:
         groups.setdefault(outcome.test.measure, []).append(outcome)
@@ -32,7 +34,7 @@ def usual(claim, result):
         forest(ax, outcomes, [f"{ours}\nminus {theirs}" for ours, theirs in pairs],
                f"difference in {MEASURES[measure].title}")
     if samples:
-        sheet(bottom.subplots(), samples, f"{testbed}: every arm from the same noise")
+        show_rows(bottom.subplots(), samples, f"{testbed}: every arm from the same noise")
     return fig
 
 
@@ -59,11 +61,28 @@ def decoded(samples):
     return images.expand(-1, 3, -1, -1)
 
 
+def given(claim, samples):
+    """Return {name: conditions (N, 3, H, W) in [-1, 1]}, computed again from the real images.
+
+    Nothing where no real images are stored, or where arms were given the conditions of others.
+    """
+    real = [name for name, arm in claim.arms.items() if arm.real]
+    if not real or any(arm.labels or arm.style for arm in claim.arms.values()):
+        return {}
+    images = decoded(samples[real[0]])
+    return {f"given: {name}": (CONDITIONS[name](images) * 2 - 1).expand(-1, 3, -1, -1)
+            for name in claim.conditions}
+
+
 def sheet(ax, arms, heading):
     """Draw stored samples, a line for each arm. arms: {name: samples}."""
-    lines = [decoded(samples) for samples in arms.values()]
-    count = min(len(line) for line in lines)
-    show_images(ax, torch.stack([line[:count] for line in lines]), arms)
+    show_rows(ax, {name: decoded(samples) for name, samples in arms.items()}, heading)
+
+
+def show_rows(ax, rows, heading):
+    """Draw rows of images, as many columns as all have. rows: {name: images (N, 3, H, W)}."""
+    count = min(map(len, rows.values()))
+    show_images(ax, torch.stack([images[:count] for images in rows.values()]), rows)
     ax.set_anchor("E")  # what is left of the width goes to the names of the arms
     ax.set_title(heading, fontsize=10)
 

@@ -64,8 +64,10 @@ CLAIM = Claim(
                 "it is a side condition now."),
     why="The paper's base has 860 million parameters and was trained on billions of images. The "
         "less a base knows, the less there is to protect. Its main text does not give the scale of "
-        "the Gaussian weights, so we try three. The drift depends on the optimizer: under AdamW, "
-        "zero convolutions drift more than Gaussian ones, and under Muon less.",
+        "the Gaussian weights, so we try three. On CIFAR-10 the largest costs control: strict "
+        "edge-F1 is 0.032 lower than with zero convolutions (0.006 to 0.061), and 0.015 under Muon "
+        "(0.009 to 0.022). The rule tests the middle one. The drift depends on the optimizer: "
+        "under AdamW, zero convolutions drift more than Gaussian ones, and under Muon less.",
 )
 
 if __name__ == "__main__":

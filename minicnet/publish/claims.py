@@ -6,6 +6,7 @@ on the testbed that decides; every other claim is listed as not measured yet, wi
 """
 
 import importlib
+import inspect
 import json
 import shutil
 import textwrap
@@ -17,7 +18,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from minicnet.checkpoints import write_atomically, write_json
 from minicnet.experiments import lab
-from minicnet.experiments.claim import Better, Same, spread, title
+from minicnet.experiments.claim import Better, Fit, Same, spread, title
 from minicnet.experiments.measures import MEASURES
 from minicnet.figures import save_figure
 from minicnet.publish.report import update_readme
@@ -30,6 +31,8 @@ VERDICTS = {"reproduced": ("#8fcc8f", "✓"), "mixed": ("#f3d37a", "~"),
             "not reproduced": ("#eb9c92", "✗"), "cannot tell": ("#d5d5d5", "?")}
 WHOSE = {"the paper": "of the paper", "the authors' notes": "of the authors' notes",
          "another paper": "of other papers", "users": "asked by users", "minicnet": "our own"}
+PROMPTS = {"label": "with the label as prompt", "caption": "with the caption as prompt",
+           "none": "without a prompt"}
 HOLDS = {True: ("holds", "hold"), False: ("fails", "fail"), None: ("is open", "are open")}
 INTRODUCTION = """# The paper's claims, measured
 
@@ -37,8 +40,9 @@ Most claims here are the paper's; others come from the authors' notes, from othe
 and from ourselves. Each has a file with the rule that decides it, written before it was measured on
 the networks of today; *Amended* marks what was changed after a first look, with the reason. There
 are four verdicts: *reproduced* (every test of the rule holds), *not reproduced* (every test fails),
-*mixed* (some hold and some fail), and *cannot tell*, where an interval does not decide, or where a
-measure does not show that an arm is worse which the claim names as known to be bad. A side
+*mixed* (some hold and some fail), and *cannot tell*, where an interval does not decide, where a
+measure cannot tell an arm that is known to be bad from the best one, or where the best arm is
+nearly perfect already. A side
 condition is a test that says little by itself, such as that nothing gets worse. If it fails, it can
 make a claim mixed, but that it holds is no evidence for a claim whose other tests fail.
 
@@ -50,20 +54,23 @@ their seed. An interval stands in brackets after its difference. It resamples tr
 (or trainings alone, where a measure gives one number for each), and aims at 95%: in simulated
 experiments with three to nine trainings, 93 to 100 of 100 intervals hold the true difference. With
 a single training, it speaks of other images, and not of another training. Where trainings were
-added after a look at the first ones, the interval does not know of the look. A lead holds if its
-interval excludes 0 and its mean reaches what is asked for, and fails if the whole interval falls
-short of that, even where it lies around 0. A limit holds only if the whole interval keeps it. The
+added after a look at the first ones, the interval does not know of the look. A test that asks for a
+lead holds if the interval excludes 0 and the mean reaches the lead, and fails if even the upper end
+of the interval falls short of it. A limit holds only if the whole interval keeps it. The Frechet
+distance compares with other real images than those whose conditions were given. The
 Frechet distance is corrected for the number of images (by a jackknife), though not perfectly. It
 may therefore be negative, and compares only within a table.
 
 The first testbed of a claim decides; where another one did before, *Amended* says so. The others
-show how far the claim reaches. An empty field of the chart is not measured, or not with as many
+show how far the claim reaches. In the chart, the sign of the one that decides is bold. An empty
+field of the chart is not measured, or not with as many
 trainings as the rule asks for. *adamw* trains as the paper does, at a constant rate and without
 averaged weights. *muon* is the recipe of this library.
 
 How to read the figures. A dot is a difference and its line is the interval, green where the test
 holds, red where it fails and gray where it is open. The black line means "equal", and a dotted line
-is the smallest difference that the rule asks for, or the largest that it allows.
+is the smallest difference that the rule asks for, or the largest that it allows. The rows "given"
+show the conditions, computed from the real images in the last row.
 """
 
 
@@ -136,9 +143,26 @@ def tally(outcomes):
     return f"Of {found.total()} tests, {', '.join(some)}{' and ' * bool(some)}{last}{side}."
 
 
+def setting(claim, optimizer):
+    """Return what the arms of a claim are given, and how long they train, as a sentence."""
+    prompts = dict.fromkeys(PROMPTS.get(arm.prompt, "with prompts of its own")
+                            for arm in claim.arms.values() if not arm.real)
+    fits = [fit for arm in claim.arms.values()
+            for fit in (arm.unet, *(use.control for use in arm.controls)) if isinstance(fit, Fit)]
+    steps = {round(fit.steps * lab.FULL[f"{fit.optimizer or optimizer}_steps"])
+             for fit in fits if fit.steps}
+    training = (f" A whole training has {' or '.join(map(str, sorted(steps)))} steps of "
+                f"{' or '.join(map(str, sorted({fit.batch_size for fit in fits})))} images"
+                f"{', and more from scratch' * any(fit.base_steps for fit in fits)}.")
+    return (f"Conditions: {', '.join(claim.conditions) or 'none'}. Images are drawn "
+            f"{' or '.join(prompts)}.{training * bool(fits)}")
+
+
 def section(name, claim, result):
     """Return one claim as Markdown."""
-    rule = [f"> {claim.quote}\n>\n> {claim.source} ({claim.whose})"]
+    explained = inspect.getdoc(importlib.import_module(f"minicnet.experiments.{name}"))
+    rule = [f"> {claim.quote}\n>\n> {claim.source} ({claim.whose})", explained,
+            setting(claim, claim.testbeds[0][1])]
     amended = [f"Amended: {reason}" for reason in claim.amendments]
     command = f"`python -m minicnet.experiments.{name}` ([{name}.py]({name}.py))"
     if result is None:
@@ -150,7 +174,8 @@ def section(name, claim, result):
     elsewhere = [f"Elsewhere, on {place}: {claim.judge(other['arms'])[0]}. "
                  f"{answer(claim, other['arms'])}" for place, other in others]
     trained = any(arm.trained for arm in claim.arms.values())
-    trainings = f"{claim.trainings} trainings" if trained else "the shipped networks"
+    trainings = (f"{claim.trainings} trainings of what is trained here" if trained
+                 else "the shipped networks")
     seconds = sum(one["seconds"] for one in result["testbeds"].values())
     return "\n\n".join([
         f"## {name}: {verdict}", *rule, answer(claim, found["arms"]),
