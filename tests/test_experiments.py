@@ -15,7 +15,18 @@ from saved import save_models
 from minicnet.checkpoints import fingerprint, write_json
 from minicnet.controlnet import ControlNet, controlled
 from minicnet.experiments import all as every
-from minicnet.experiments import attention, lab, networks, stats, sudden_convergence
+from minicnet.experiments import (
+    attention,
+    batch_size,
+    control_guidance,
+    data_size,
+    lab,
+    networks,
+    plots,
+    stats,
+    sudden_convergence,
+    transfer,
+)
 from minicnet.experiments.claim import Arm, Better, Claim, Fit, Headroom, Same, Use
 from minicnet.experiments.measures import MEASURES, jackknife
 from minicnet.publish import claims as page
@@ -30,8 +41,7 @@ def coverage(T, training_spread, I=48, repeats=60):
 
     training_spread: the standard deviation that another training adds; that of an image is 1.
     """
-    generator = np.random.default_rng(0)
-    hits = 0
+    generator, hits = np.random.default_rng(0), 0
     for _ in range(repeats):
         table = (training_spread * generator.normal(size=(T, 1))
                  + (generator.normal(size=(1, I)) + generator.normal(size=(T, I))) / 2**0.5)
@@ -51,8 +61,7 @@ def test_an_interval_of_a_single_training_covers_other_images_and_no_other_train
 
 
 def test_intervals_are_computed_in_float64():
-    ours = np.full((3, 8), 1 + 1e-12)
-    found = stats.interval(ours.tolist(), np.ones((1, 8)).tolist())
+    found = stats.interval(np.full((3, 8), 1 + 1e-12).tolist(), np.ones((1, 8)).tolist())
     assert 0 < found.low and found.by == pytest.approx(1e-12, rel=1e-3)
 
 
@@ -146,8 +155,9 @@ def test_every_claim_names_arms_and_measures_that_exist_and_says_whose_it_is_and
     named = {arm for arm, _ in claim.paper}
     named.update(*((test.ours, test.theirs) for test in claim.tests),
                  *((room.floor, room.ceiling, room.bad) for room in claim.headroom.values()))
-    arms = {arm for side in named if isinstance(side, str) for arm in side.split(" - ")}
-    assert arms <= set(claim.arms) and set(claim.headroom) <= set(claim.measured) <= set(MEASURES)
+    assert {arm for side in named if isinstance(side, str)
+            for arm in side.split(" - ")} <= set(claim.arms)
+    assert set(claim.headroom) <= set(claim.measured) <= set(MEASURES)
 
 
 def test_every_claim_has_a_place_in_the_list():
@@ -284,9 +294,8 @@ def test_every_claim_runs(small, weights, name, monkeypatch):
     module, out = importlib.import_module(f"minicnet.experiments.{name}"), weights / "results"
     claim = dataclasses.replace(module.CLAIM, trainings=1)
     monkeypatch.setattr(module, "CLAIM", claim)
-    args = lab.parser("").parse_args(
-        ["--quick", "--deciding", "--device", "cpu", "--out", str(out)])
-    lab.run(args, name)
+    lab.run(lab.parser("").parse_args(
+        ["--quick", "--deciding", "--device", "cpu", "--out", str(out)]), name)
     result = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
     assert list(result["testbeds"]) == [" ".join(claim.testbeds[0])]
     assert (out / f"{name}.png").stat().st_size > 10_000
@@ -302,8 +311,8 @@ CLAIM = make_claim(better(0.05), paper={("good", "strict_f1"): "0.7"}, amendment
 
 def result(**measured):
     """A result of CLAIM. measured: for each base, "now" or with what other code or weights."""
-    settings = lab.FULL | {"images": CLAIM.images}
-    now = {base: lab.stamp(base, settings, lab.what(CLAIM)) for base in measured}
+    now = {base: lab.stamp(base, lab.FULL | {"images": CLAIM.images}, lab.what(CLAIM))
+           for base in measured}
     return {"rule": CLAIM.rule, "date": "2026-01-02", "torch": "2", "device": "cpu", "testbeds": {
         f"{base} muon": {"arms": tables(), "samples": {}, "seconds": 60, "dataset": "drawn",
                          "stamp": now[base] if when == "now" else when}
@@ -319,8 +328,7 @@ def test_a_result_counts_if_it_was_measured_by_the_present_rule_code_and_weights
         tmp_path, digits, coloured, rule, shown):
     path = tmp_path / "result.json"
     write_json(path, {**result(digits=digits, coloured=coloured), "rule": rule})
-    found = page.read(CLAIM, path)
-    assert (found and list(found["testbeds"])) == shown
+    assert ((found := page.read(CLAIM, path)) and list(found["testbeds"])) == shown
 
 
 def test_the_pages_show_what_is_measured_and_keep_testbeds_that_were_measured_before(
@@ -341,9 +349,25 @@ def test_the_pages_show_what_is_measured_and_keep_testbeds_that_were_measured_be
                  "### other: not measured yet", "at least 0.06 higher",
                  "| of the paper | 1 | 0 | 0 | 0 | 1 |"):
         assert part in text
-    readme = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "Of 2 claims, 1 are measured on the present networks: 1 reproduced" in readme
+    assert "Of 2 claims, 1 are measured on the present networks: 1 reproduced" in (
+        (tmp_path / "README.md").read_text(encoding="utf-8"))
     assert (tmp_path / page.RESULTS / "one.png").exists()
+
+
+@pytest.mark.parametrize("claim, sentence", [
+    (data_size, "with the label as prompt. A whole training has 800 steps of 32 images."),
+    (batch_size, "with the label as prompt. A whole training has 200 or 400 or 1600 steps of 8 "
+                 "or 32 or 64 images."),
+    (control_guidance, "with the label as prompt.")])
+def test_the_page_says_what_is_given_and_how_long_networks_train(claim, sentence):
+    assert page.setting(claim.CLAIM, "adamw") == f"Conditions: canny. Images are drawn {sentence}"
+
+
+def test_a_figure_shows_the_conditions_of_real_images_unless_arms_have_others():
+    stored = {"real": lab.encoded(torch.randn(3, 1, 28, 28).clamp(-1, 1))}
+    shown, nothing = (plots.given(one.CLAIM, stored) for one in (batch_size, transfer))
+    edges = lab.CONDITIONS["canny"](plots.decoded(stored["real"]))
+    assert nothing == {} and torch.equal(shown["given: canny"][:, :1] / 2 + 0.5, edges)
 
 
 def test_our_readme_shows_the_results_that_are_current():
@@ -351,8 +375,7 @@ def test_our_readme_shows_the_results_that_are_current():
     for name in every.NAMES:
         claim = importlib.import_module(f"minicnet.experiments.{name}").CLAIM
         loaded[name] = claim, page.read(claim, page.ROOT / page.RESULTS / f"{name}.json")
-    section = page.front(loaded)
-    assert section in (page.ROOT / "README.md").read_text(encoding="utf-8"), (
+    assert page.front(loaded) in (page.ROOT / "README.md").read_text(encoding="utf-8"), (
         "the code or the weights have changed: python -m minicnet.experiments.all --readme")
 
 
