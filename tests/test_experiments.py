@@ -360,7 +360,7 @@ def test_the_pages_show_what_is_measured_and_keep_testbeds_that_were_measured_be
                  "or 32 or 64 images."),
     (control_guidance, "with the label as prompt.")])
 def test_the_page_says_what_is_given_and_how_long_networks_train(claim, sentence):
-    assert page.setting(claim.CLAIM, "adamw") == f"Conditions: canny. Images are drawn {sentence}"
+    assert page.setting(claim.CLAIM, "adamw") == f"Conditions: canny; images are drawn {sentence}"
 
 
 def test_a_figure_shows_the_conditions_of_real_images_unless_arms_have_others():

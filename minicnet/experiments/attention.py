@@ -6,7 +6,10 @@ drawn, we know which locations have ink, and divide what they take from a word b
 take. Ink stands in the middle of every picture, so the same ratio is computed with the ink of
 another picture. Attention to the ink, and not merely to the middle, gives the larger ratio.
 
-The maps say where a word is read, not what that does. Words have a second way in, their sum.
+The maps say where a word is read, not what that does. Words have a second way in, their sum. Each
+map is scaled to its own maximum, so it does not show how much a word is read, either. Above the
+maps, 0 is the number that the rule names (1.1, 1.1 and 0.9, and then 1), and for the word for paper
+the claim is that the dot lies to the left.
 """
 
 import torch
@@ -91,10 +94,7 @@ CLAIM = Claim(
     amendments=("on 2026-11-30, after a measurement that could not tell attention to ink from "
                 "attention to the middle. The ink of another picture was added, with a test for "
                 "each word. The verdict was *mixed*, as it is now.",),
-    why="In the upper half of the figure, 0 is the number that the rule names (1.1, 1.1 and 0.9, "
-        "then 1), and for the word for paper the claim is that the dot lies to the left. The maps "
-        "are scaled each to its own maximum, so they show where a word is read, and not how much. "
-        "A location's attention sums to 1 over the words, so what the word for ink gains, others "
+    why="A location's attention sums to 1 over the words, so what the word for ink gains, others "
         "lose, and this may be all that the word for paper shows. The prompts name things that lie "
         "apart in the picture. In a larger base, with more layers and heads, single ones may "
         "attend elsewhere.",

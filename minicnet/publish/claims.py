@@ -16,7 +16,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from minicnet.checkpoints import write_atomically, write_json
+from minicnet.checkpoints import write_atomically
 from minicnet.experiments import lab
 from minicnet.experiments.claim import Better, Fit, Same, spread, title
 from minicnet.experiments.measures import MEASURES
@@ -42,9 +42,9 @@ the networks of today; *Amended* marks what was changed after a first look, with
 are four verdicts: *reproduced* (every test of the rule holds), *not reproduced* (every test fails),
 *mixed* (some hold and some fail), and *cannot tell*, where an interval does not decide, where a
 measure cannot tell an arm that is known to be bad from the best one, or where the best arm is
-nearly perfect already. A side
-condition is a test that says little by itself, such as that nothing gets worse. If it fails, it can
-make a claim mixed, but that it holds is no evidence for a claim whose other tests fail.
+nearly perfect already. A side condition is a test that says little by itself, such as that nothing
+gets worse. If it fails, it can make a claim mixed, but that it holds is no evidence for a claim
+whose other tests fail.
 
 `python -m minicnet.experiments.all` writes this page.
 
@@ -57,15 +57,14 @@ a single training, it speaks of other images, and not of another training. Where
 added after a look at the first ones, the interval does not know of the look. A test that asks for a
 lead holds if the interval excludes 0 and the mean reaches the lead, and fails if even the upper end
 of the interval falls short of it. A limit holds only if the whole interval keeps it. The Frechet
-distance compares with other real images than those whose conditions were given. The
-Frechet distance is corrected for the number of images (by a jackknife), though not perfectly. It
-may therefore be negative, and compares only within a table.
+distance compares with other real images than those whose conditions were given. It is corrected for
+the number of images (by a jackknife), though not perfectly, so it may be negative, and compares
+only within a table.
 
 The first testbed of a claim decides; where another one did before, *Amended* says so. The others
 show how far the claim reaches. In the chart, the sign of the one that decides is bold. An empty
-field of the chart is not measured, or not with as many
-trainings as the rule asks for. *adamw* trains as the paper does, at a constant rate and without
-averaged weights. *muon* is the recipe of this library.
+field is not measured, or not with as many trainings as the rule asks for. *adamw* trains as the
+paper does, at a constant rate and without averaged weights. *muon* is the recipe of this library.
 
 How to read the figures. A dot is a difference and its line is the interval, green where the test
 holds, red where it fails and gray where it is open. The black line means "equal", and a dotted line
@@ -122,25 +121,25 @@ def answer(claim, arms):
     elif test.by:
         asked = (f", where at least {test.by:g} better is asked for" if test.by > 0 else
                  f", where up to {-test.by:g} worse is allowed")
-    which = "It" if len(outcomes) == 1 else (
-        f"The {'first' if more else 'one'} that {HOLDS[holds][0]}")
+    which = "it" if len(outcomes) == 1 else (
+        f"the {'first' if more else 'one'} that {HOLDS[holds][0]}")
     unclear = f", but {why}" if holds is None else ""
     less = " (less is better)" if measure.less and isinstance(test, Better) else ""
-    return (f"{tally(outcomes)} {which} compares {ours} with {theirs} in "
+    return (f"{tally(outcomes)}: {which} compares {ours} with {theirs} in "
             f"{measure.title}{less}: the difference is {found}{asked}{unclear}.")
 
 
 def tally(outcomes):
-    """Return how many tests of a rule hold, fail and are open, as a sentence."""
+    """Return how many tests of a rule hold, fail and are open, as the beginning of a sentence."""
     found = Counter(outcome.holds for outcome in outcomes if not outcome.test.side)
     counts = [f"{found[holds]} {words[found[holds] > 1]}" for holds, words in HOLDS.items()
               if found[holds]]
     side = "".join(f", and a side condition {HOLDS[outcome.holds][0]}" for outcome in outcomes
                    if outcome.test.side)
     if found.total() == 1:
-        return f"The only test {HOLDS[next(iter(found))][0]}{side}."
+        return f"The only test {HOLDS[next(iter(found))][0]}{side}"
     *some, last = counts
-    return f"Of {found.total()} tests, {', '.join(some)}{' and ' * bool(some)}{last}{side}."
+    return f"Of {found.total()} tests, {', '.join(some)}{' and ' * bool(some)}{last}{side}"
 
 
 def setting(claim, optimizer):
@@ -154,7 +153,7 @@ def setting(claim, optimizer):
     training = (f" A whole training has {' or '.join(map(str, sorted(steps)))} steps of "
                 f"{' or '.join(map(str, sorted({fit.batch_size for fit in fits})))} images"
                 f"{', and more from scratch' * any(fit.base_steps for fit in fits)}.")
-    return (f"Conditions: {', '.join(claim.conditions) or 'none'}. Images are drawn "
+    return (f"Conditions: {', '.join(claim.conditions) or 'none'}; images are drawn "
             f"{' or '.join(prompts)}.{training * bool(fits)}")
 
 
@@ -282,7 +281,7 @@ def publish(out, names):
         if new := read(claim, measured):
             old = read(claim, published) or {"testbeds": {}}
             new["testbeds"] = {**old["testbeds"], **new["testbeds"]}
-            write_json(published, new)
+            write_atomically(published, json.dumps(new).encode())
             shutil.copy(measured.with_suffix(".png"), published.with_suffix(".png"))
         loaded[name] = claim, read(claim, published)
     save_figure(matrix(loaded), ROOT / RESULTS / "matrix.png")
